@@ -1,0 +1,3 @@
+//! Interrupt controllers. No chip knows a station to its left, another architecture, or the operating system.
+#[cfg(feature = "x86")]
+pub mod x86;

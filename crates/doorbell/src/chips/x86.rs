@@ -1,0 +1,3 @@
+//! The x86 controllers.
+pub mod ioapic;
+pub mod lapic;

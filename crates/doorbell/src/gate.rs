@@ -1,0 +1,1 @@
+//! Mask, unmask and pending of a GSI, whatever its source.

@@ -1,0 +1,1 @@
+//! Eventfds as interrupt sources, the dispatcher that watches them, and resampling.

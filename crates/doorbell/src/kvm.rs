@@ -1,0 +1,1 @@
+//! The stations that the kernel takes over: full, split, none.

@@ -1,0 +1,1 @@
+//! The calls of the kernel's KVM, with its structs and error numbers.

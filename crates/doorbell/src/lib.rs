@@ -1,0 +1,30 @@
+//! The interrupt path of a virtual machine.
+//!
+//! ```text
+//!  source ──► gate ──► route ──► remap ──► chip ──► vCPU
+//! ```
+
+pub mod chips;
+pub mod delivery;
+pub mod error;
+pub mod gate;
+pub mod inflight;
+pub mod irq_line;
+pub mod irqfd;
+#[cfg(feature = "kvm")]
+pub mod kvm;
+#[cfg(feature = "x86")]
+pub mod kvm_abi;
+pub mod manager;
+pub mod msi;
+pub mod pci;
+pub mod route;
+pub mod snapshot;
+mod sync;
+pub mod vcpu;
+
+pub use delivery::{Delivery, EventSink, MsiTarget, PinInput, Pins, SlotFire, Target, VectorPath, VectorSlot};
+pub use error::Error;
+pub use irq_line::{IrqLine, LineSource};
+pub use msi::{DeviceId, MsiMessage};
+pub use vcpu::{Kick, VcpuId};

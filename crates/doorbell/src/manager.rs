@@ -1,0 +1,1 @@
+//! `IrqManager`: what a VMM holds.

@@ -1,0 +1,1 @@
+//! The GSI routing table and its policies.

@@ -1,0 +1,1 @@
+//! Versioned save and restore of every station.

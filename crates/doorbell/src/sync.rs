@@ -1,0 +1,87 @@
+//! The atomic types of every lock-free protocol: `std` in a build, `loom` under `cfg(loom)`.
+//!
+//! loom cannot express `membarrier`, so under it both halves of the asymmetric barrier are sequentially consistent
+//! fences. A model built on them never relies on a sequentially consistent load or store, which loom weakens.
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// The cheap half of the asymmetric barrier: orders the calling thread's accesses against a
+/// [`heavy_barrier`] of another thread.
+#[inline(always)]
+pub(crate) fn light_barrier() {
+    #[cfg(not(loom))]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// The expensive half: on return, every thread of the process has passed a full barrier.
+///
+/// Needs the registration that [`BiasPermit::request`](crate::inflight::BiasPermit::request) makes.
+pub(crate) fn heavy_barrier() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+    #[cfg(all(not(loom), target_os = "linux"))]
+    {
+        use rustix::thread::{MembarrierCommand, membarrier};
+        if let Err(error) = membarrier(MembarrierCommand::PrivateExpedited) {
+            // Going on would let an interrupt of the old configuration arrive after the call returned.
+            panic!("membarrier was registered and then refused: {error}");
+        }
+    }
+    #[cfg(all(not(loom), not(target_os = "linux")))]
+    unreachable!("a bias is only granted where membarrier exists");
+}
+
+/// Asks the kernel for the right to call [`heavy_barrier`].
+#[cfg(all(not(loom), target_os = "linux"))]
+pub(crate) fn register_heavy_barrier() -> std::io::Result<()> {
+    use rustix::thread::{MembarrierCommand, membarrier};
+    Ok(membarrier(MembarrierCommand::RegisterPrivateExpedited)?)
+}
+
+/// See the Linux version.
+#[cfg(all(not(loom), not(target_os = "linux")))]
+pub(crate) fn register_heavy_barrier() -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(loom)]
+pub(crate) fn register_heavy_barrier() -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Waiting for another thread that is a few instructions from done: spins briefly, then lets it run.
+pub(crate) struct Backoff(u32);
+
+impl Backoff {
+    const SPINS: u32 = 64;
+
+    pub(crate) fn new() -> Self {
+        Self(0)
+    }
+
+    #[inline]
+    pub(crate) fn wait(&mut self) {
+        #[cfg(loom)]
+        loom::thread::yield_now();
+        #[cfg(not(loom))]
+        if self.0 < Self::SPINS {
+            self.0 += 1;
+            std::hint::spin_loop();
+        } else {
+            // The other side was descheduled: on a single CPU, spinning would keep it so.
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether the wait went on for so long that a configurer should ask the firers to stand back.
+    #[inline]
+    pub(crate) fn is_long(&self) -> bool {
+        self.0 >= 8
+    }
+}
