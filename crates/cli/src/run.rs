@@ -1,0 +1,16 @@
+//! `doorbell run`: devices in other processes raise interrupts, doorbell delivers them to vCPU threads, and a ledger in
+//! shared memory accounts for each one.
+
+use std::process::ExitCode;
+
+pub mod device;
+
+/// Nothing to choose yet.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+pub fn main(_: Args) -> ExitCode {
+    eprintln!("doorbell: `run` is not there yet");
+    ExitCode::from(2)
+}
