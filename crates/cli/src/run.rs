@@ -4,6 +4,8 @@
 use std::process::ExitCode;
 
 pub mod device;
+#[allow(dead_code)]
+pub mod ledger;
 
 /// Nothing to choose yet.
 #[derive(Clone, Debug, clap::Args)]
