@@ -155,55 +155,103 @@ impl Latch {
     /// `deliver` runs inside the latch: it must be short and must not come back to this latch.
     #[inline]
     pub fn fire<R>(&self, deliver: impl FnOnce(u64) -> R) -> Fired<R> {
+        match self.fire_inner::<false, R>(|_| true, deliver) {
+            Some(fired) => fired,
+            None => unreachable!("everybody is admitted"),
+        }
+    }
+
+    /// [`fire`](Self::fire), if the payload is one that `admit` accepts; else `None`, and nothing has happened.
+    ///
+    /// The event is made pending, or handed to a configurer, only while the payload is an admitted one. A configurer
+    /// that turns an admitted payload into another must therefore use [`configure_taking`](Self::configure_taking).
+    #[inline]
+    pub fn fire_if<R>(&self, admit: impl Fn(u64) -> bool, deliver: impl FnOnce(u64) -> R) -> Option<Fired<R>> {
+        self.fire_inner::<true, R>(admit, deliver)
+    }
+
+    #[inline]
+    fn fire_inner<const PICKY: bool, R>(
+        &self,
+        admit: impl Fn(u64) -> bool,
+        deliver: impl FnOnce(u64) -> R,
+    ) -> Option<Fired<R>> {
         let mut backoff = Backoff::new();
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
+            if PICKY && !admit(word & PAYLOAD) {
+                return None;
+            }
             if word & (BUSY | CONFIG | MASK) == 0 && self.queue.load(Ordering::Relaxed) < WAITER {
                 // Acquire: pairs with the Release of the last one to leave.
                 match self.word.compare_exchange_weak(word, word | BUSY, Ordering::Acquire, Ordering::Relaxed) {
-                    Ok(_) => {
-                        let inside = Inside { latch: self, word };
-                        let result = deliver(word & PAYLOAD);
-                        drop(inside);
-                        return Fired::Ran(result);
-                    }
+                    Ok(_) => return Some(self.run(word, deliver)),
                     Err(now) => word = now,
                 }
-            } else if let Some(fired) = self.fire_obstructed(&mut word, &mut backoff) {
-                return fired;
+            } else {
+                match self.obstructed::<PICKY>(&mut word, &mut backoff) {
+                    Obstructed::Pending { already } => return Some(Fired::Pending { already }),
+                    Obstructed::HandedOver => return Some(Fired::HandedOver),
+                    Obstructed::Inside => return Some(self.run(word, deliver)),
+                    Obstructed::Again => {}
+                }
             }
         }
     }
 
+    /// Delivers, having taken the latch from `word`, and leaves.
+    #[inline(always)]
+    fn run<R>(&self, word: u64, deliver: impl FnOnce(u64) -> R) -> Fired<R> {
+        let _inside = Inside { latch: self, word };
+        Fired::Ran(deliver(word & PAYLOAD))
+    }
+
     /// One attempt to get rid of an event that met a mask, a configurer or another firer.
     #[cold]
-    fn fire_obstructed<R>(&self, word: &mut u64, backoff: &mut Backoff) -> Option<Fired<R>> {
+    fn obstructed<const PICKY: bool>(&self, word: &mut u64, backoff: &mut Backoff) -> Obstructed {
         if *word & CONFIG != 0 {
             // Release: pairs with the Acquire of the configurer's swap; its delivery sees what this event announces.
             return match self.word.compare_exchange(*word, *word | HANDED, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => Some(Fired::HandedOver),
+                Ok(_) => Obstructed::HandedOver,
                 Err(now) => {
                     *word = now;
-                    None
+                    Obstructed::Again
                 }
             };
         }
         if *word & BUSY != 0 {
             backoff.wait();
-        } else if self.hand_to_waiter() {
-            return Some(Fired::HandedOver);
-        } else if *word & MASK != 0 {
-            // Release: pairs with the Acquire of the unmask that delivers it.
-            match self.word.compare_exchange(*word, *word | PEND, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return Some(Fired::Pending { already: *word & PEND != 0 }),
-                Err(now) => {
-                    *word = now;
-                    return None;
-                }
+            *word = self.word.load(Ordering::Relaxed);
+            return Obstructed::Again;
+        }
+        if self.queue.load(Ordering::Relaxed) >= WAITER {
+            // A picky event must not be left with whoever waits, who may come after the payload has changed. It
+            // stands back for a while instead, long enough for the waiter to get in if it runs at all.
+            if PICKY && !backoff.is_over() {
+                backoff.wait();
+                *word = self.word.load(Ordering::Relaxed);
+                return Obstructed::Again;
+            }
+            if !PICKY && self.hand_to_waiter() {
+                return Obstructed::HandedOver;
             }
         }
-        *word = self.word.load(Ordering::Relaxed);
-        None
+        let masked = *word & MASK != 0;
+        let (next, order) = if masked {
+            // Release: pairs with the Acquire of the unmask that delivers it.
+            (*word | PEND, Ordering::Release)
+        } else {
+            // Acquire: pairs with the Release of the last one to leave.
+            (*word | BUSY, Ordering::Acquire)
+        };
+        match self.word.compare_exchange(*word, next, order, Ordering::Relaxed) {
+            Ok(_) if masked => Obstructed::Pending { already: *word & PEND != 0 },
+            Ok(_) => Obstructed::Inside,
+            Err(now) => {
+                *word = now;
+                Obstructed::Again
+            }
+        }
     }
 
     /// Leaves the event with a configurer that waits to get in; false if none does.
@@ -224,11 +272,20 @@ impl Latch {
     /// `deliver` is called for an event that came meanwhile, by the new configuration. A pending bit that is no longer
     /// masked is the caller's to deliver: `change` sees it in the slot, and unmasking there drops it.
     pub fn configure<T, R>(&self, change: impl FnOnce(&mut Slot) -> T, deliver: impl FnOnce(u64) -> R) -> T {
+        let (result, handed) = self.configure_taking(change);
+        if handed {
+            self.fire(deliver);
+        }
+        result
+    }
+
+    /// [`configure`](Self::configure) for a change after which the events of the old configuration must not be
+    /// delivered by the new one: also returns whether an event came meanwhile. It is the caller's now.
+    pub fn configure_taking<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> (T, bool) {
         let entered = self.enter();
         let mut slot = Slot::of(entered.word);
         let result = change(&mut slot);
-        self.leave(entered, slot.word(), deliver);
-        result
+        (result, self.leave(entered, slot.word()))
     }
 
     /// Makes further events pending. When it returns, no delivery is under way. Returns whether it was masked before.
@@ -269,7 +326,9 @@ impl Latch {
         slot.pending = false;
         // Delivered before the latch is left: whoever sees it unmasked also sees the event.
         let result = due.then(|| deliver(slot.payload));
-        self.leave(entered, slot.word(), &mut deliver);
+        if self.leave(entered, slot.word()) {
+            self.fire(deliver);
+        }
         result
     }
 
@@ -313,8 +372,9 @@ impl Latch {
         }
     }
 
-    /// Leaves as a configurer, and fires what was handed over meanwhile.
-    fn leave<R>(&self, entered: Entered, word: u64, deliver: impl FnOnce(u64) -> R) {
+    /// Leaves as a configurer; true if an event was handed over meanwhile, which the caller must fire.
+    #[must_use]
+    fn leave(&self, entered: Entered, word: u64) -> bool {
         // AcqRel: Release publishes the configuration; Acquire pairs with the Release of who handed over.
         let mut handed = self.word.swap(word, Ordering::AcqRel) & HANDED != 0;
         if entered.waited {
@@ -329,9 +389,7 @@ impl Latch {
             }
             handed |= queue & QUEUE_HANDED != 0;
         }
-        if handed {
-            self.fire(deliver);
-        }
+        handed
     }
 
     /// Becomes the single owner, or `None` while there is one.
@@ -361,23 +419,50 @@ impl Latch {
     /// `owner` must come from this latch's [`own`](Self::own).
     #[inline]
     pub fn fire_owned<R>(&self, owner: &mut OwnerState, deliver: impl FnOnce(u64) -> R) -> Fired<R> {
+        match self.fire_owned_inner::<false, R>(owner, |_| true, deliver) {
+            Some(fired) => fired,
+            None => unreachable!("everybody is admitted"),
+        }
+    }
+
+    /// [`fire_if`](Self::fire_if) by the single owner.
+    #[inline]
+    pub fn fire_owned_if<R>(
+        &self,
+        owner: &mut OwnerState,
+        admit: impl Fn(u64) -> bool,
+        deliver: impl FnOnce(u64) -> R,
+    ) -> Option<Fired<R>> {
+        self.fire_owned_inner::<true, R>(owner, admit, deliver)
+    }
+
+    #[inline]
+    fn fire_owned_inner<const PICKY: bool, R>(
+        &self,
+        owner: &mut OwnerState,
+        admit: impl Fn(u64) -> bool,
+        deliver: impl FnOnce(u64) -> R,
+    ) -> Option<Fired<R>> {
         let odd = owner.passage.wrapping_add(1);
         // Relaxed: ordered before the load of the word by the two barriers.
         self.passage.store(odd, Ordering::Relaxed);
         light_barrier();
         // Acquire: pairs with the Release of who set the payload.
         let word = self.word.load(Ordering::Acquire);
-        let through = Passing { latch: self, even: odd.wrapping_add(1) };
-        owner.passage = through.even;
+        let passing = Passing { latch: self, even: odd.wrapping_add(1) };
+        owner.passage = passing.even;
         if word & BIAS != 0 {
+            if PICKY && !admit(word & PAYLOAD) {
+                return None;
+            }
             let result = deliver(word & PAYLOAD);
-            drop(through);
-            return Fired::Ran(result);
+            drop(passing);
+            return Some(Fired::Ran(result));
         }
-        drop(through);
-        let fired = self.fire(deliver);
-        owner.quiet = if matches!(fired, Fired::Ran(_)) { owner.quiet + 1 } else { 0 };
-        if owner.quiet >= QUIET_FIRES && owner.permit {
+        drop(passing);
+        let fired = self.fire_inner::<PICKY, R>(admit, deliver);
+        owner.quiet = if matches!(fired, Some(Fired::Ran(_))) { owner.quiet + 1 } else { 0 };
+        if owner.permit && owner.quiet >= QUIET_FIRES {
             self.grant_bias();
             owner.quiet = 0;
         }
@@ -407,6 +492,14 @@ impl Drop for Passing<'_> {
         // Release: pairs with the Acquire in `wait_for_owner`: the delivery is over.
         self.latch.passage.store(self.even, Ordering::Release);
     }
+}
+
+/// What became of one attempt of an event that could not simply enter.
+enum Obstructed {
+    Pending { already: bool },
+    HandedOver,
+    Inside,
+    Again,
 }
 
 /// What a configurer found when it got in.

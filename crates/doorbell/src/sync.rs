@@ -59,7 +59,7 @@ pub(crate) fn register_heavy_barrier() -> std::io::Result<()> {
 pub(crate) struct Backoff(u32);
 
 impl Backoff {
-    const SPINS: u32 = 64;
+    const SPINS: u32 = if cfg!(loom) { 1 } else { 64 };
 
     pub(crate) fn new() -> Self {
         Self(0)
@@ -67,11 +67,11 @@ impl Backoff {
 
     #[inline]
     pub(crate) fn wait(&mut self) {
+        self.0 = self.0.saturating_add(1);
         #[cfg(loom)]
         loom::thread::yield_now();
         #[cfg(not(loom))]
-        if self.0 < Self::SPINS {
-            self.0 += 1;
+        if self.0 <= Self::SPINS {
             std::hint::spin_loop();
         } else {
             // The other side was descheduled: on a single CPU, spinning would keep it so.
@@ -79,9 +79,15 @@ impl Backoff {
         }
     }
 
+    /// Whether the other side had all the time it can have needed, and a turn on this CPU as well.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.0 > Self::SPINS + 2
+    }
+
     /// Whether the wait went on for so long that a configurer should ask the firers to stand back.
     #[inline]
     pub(crate) fn is_long(&self) -> bool {
-        self.0 >= 8
+        self.0 >= if cfg!(loom) { 1 } else { 8 }
     }
 }
