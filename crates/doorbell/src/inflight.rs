@@ -25,7 +25,7 @@
 //! its passage in a word that only it writes; a configurer takes the bias away, makes every thread pass a barrier
 //! (`membarrier`), and waits until that passage is over.
 //!
-//! The models are in [`models`], the storm in `tests/inflight_storm.rs`; both are run against crippled versions of
+//! The models are in `inflight/models.rs`, the storm in `tests/inflight_storm.rs`; both are run against crippled versions of
 //! the protocol too, and must fail there.
 
 use crate::sync::{AtomicU32, AtomicU64, Backoff, Ordering, heavy_barrier, light_barrier, register_heavy_barrier};

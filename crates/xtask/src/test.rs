@@ -1,0 +1,152 @@
+//! `cargo xtask test`: everything that must hold before a change goes in.
+
+use std::{fs::File, path::Path, process::ExitCode};
+
+use clap::Args;
+
+use crate::{
+    command::{self, cargo},
+    fuzz, licences,
+    metadata::Metadata,
+    steps::{Failure, Outcome, Steps},
+};
+
+/// How long each fuzz target runs as part of the tests.
+const FUZZ_SECONDS: u32 = 4;
+/// How many random programs of calls are compared with the kernel.
+const PARITY_PROGRAMS: u32 = 500;
+
+/// Options of `cargo xtask test`.
+#[derive(Args)]
+pub struct Options {
+    /// Leaves out the oracles (/dev/kvm).
+    #[arg(long)]
+    quick: bool,
+    /// Only these steps, by the names that a full run prints.
+    steps: Vec<String>,
+}
+
+/// Runs the steps.
+pub fn run(options: &Options) -> ExitCode {
+    let mut steps = Steps::new(&options.steps);
+    steps.step("tools", tools);
+    steps.step("format", |steps| check(steps, &["fmt", "--all", "--check"]));
+    steps.step("clippy", |steps| {
+        check(steps, &["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-Dwarnings"])
+    });
+    steps.step("docs", docs);
+    steps.step("features", features);
+    steps.step("licences", |_| licences::check().map(|sets| Outcome::Passed { passed: sets.len() as u64, ignored: 0 }));
+    steps.step("unit", |steps| {
+        steps.tests(&mut cargo(["test", "--workspace", "--all-features", "--locked", "--lib", "--bins"]))
+    });
+    steps.step("doc-tests", |steps| {
+        steps.tests(&mut cargo(["test", "--workspace", "--all-features", "--locked", "--doc"]))
+    });
+    steps.step("integration", |steps| integration(steps, |package| package != "doorbell-cli"));
+    steps.step("models", models);
+    steps.step("end-to-end", |steps| integration(steps, |package| package == "doorbell-cli"));
+    steps.step("fuzz", fuzz_smoke);
+    if !options.quick {
+        steps.step("parity", parity);
+    }
+    if steps.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The parts of the toolchain that a minimal installation lacks.
+fn tools(steps: &mut Steps) -> Result<Outcome, Failure> {
+    for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if command::succeeds(&mut cargo([tool, "--version"])) {
+            continue;
+        }
+        steps
+            .run(std::process::Command::new("rustup").args(["component", "add", component]))
+            .map_err(|_| format!("{component} is missing: install it, or rustup so that this can"))?;
+    }
+    if !command::succeeds(std::process::Command::new("c++").arg("--version")) {
+        return Err("a C++ compiler is needed to link libFuzzer: install g++ or clang".into());
+    }
+    Ok(Outcome::CHECK)
+}
+
+fn check(steps: &Steps, arguments: &[&str]) -> Result<Outcome, Failure> {
+    steps.run(&mut cargo(arguments))?;
+    Ok(Outcome::CHECK)
+}
+
+/// Once as users see it (where a link to something private is an error), once with the private items.
+fn docs(steps: &mut Steps) -> Result<Outcome, Failure> {
+    let arguments = ["doc", "--workspace", "--no-deps", "--all-features", "--locked"];
+    steps.run(cargo(arguments).env("RUSTDOCFLAGS", "-Dwarnings"))?;
+    steps.run(cargo(arguments).arg("--document-private-items").env("RUSTDOCFLAGS", "-Dwarnings"))?;
+    Ok(Outcome::Passed { passed: 2, ignored: 0 })
+}
+
+/// The library with no feature and with each one alone.
+fn features(steps: &mut Steps) -> Result<Outcome, Failure> {
+    let metadata = Metadata::read(false)?;
+    let library = metadata.members().find(|package| package.name == "doorbell").ok_or("no package doorbell")?;
+    let mut passed = 0;
+    let names = library.features.keys().map(String::as_str).filter(|name| *name != "default");
+    for feature in std::iter::once("").chain(names) {
+        let mut cargo = cargo(["clippy", "--package", "doorbell", "--lib", "--locked", "--no-default-features"]);
+        cargo.args(["--features", feature, "--", "-Dwarnings"]);
+        steps.run(&mut cargo).map_err(|error| format!("feature {feature:?} alone: {error}"))?;
+        passed += 1;
+    }
+    Ok(Outcome::Passed { passed, ignored: 0 })
+}
+
+/// The files in `tests/` of the packages that `wanted` names.
+fn integration(steps: &Steps, wanted: fn(&str) -> bool) -> Result<Outcome, Failure> {
+    let metadata = Metadata::read(false)?;
+    // The whole workspace is named in any case, so that features are resolved as in the other steps.
+    let mut cargo = cargo(["test", "--workspace", "--all-features", "--locked"]);
+    for package in metadata.members().filter(|package| wanted(&package.name)) {
+        for target in package.targets.iter().filter(|target| target.kind.iter().any(|kind| kind == "test")) {
+            cargo.arg("--test").arg(&target.name);
+        }
+    }
+    if !cargo.get_args().any(|argument| argument == "--test") {
+        return Ok(Outcome::Skipped("there is none yet".into()));
+    }
+    steps.tests(&mut cargo)
+}
+
+/// The lock-free protocols in every interleaving.
+fn models(steps: &mut Steps) -> Result<Outcome, Failure> {
+    let mut cargo = cargo(["test", "--package", "doorbell", "--lib", "--release", "--locked", "models"]);
+    // A folder of its own: the flag rebuilds everything.
+    cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", command::root().join("target/loom"));
+    steps.tests(&mut cargo)
+}
+
+/// Each fuzz target on its corpus and then for a few seconds.
+fn fuzz_smoke(steps: &mut Steps) -> Result<Outcome, Failure> {
+    if !command::root().join("fuzz").exists() {
+        return Ok(Outcome::Skipped("there is none yet".into()));
+    }
+    steps.run(&mut fuzz::build()?)?;
+    let targets = fuzz::targets()?;
+    for target in &targets {
+        steps
+            .run(&mut fuzz::fuzz(target, FUZZ_SECONDS)?)
+            .map_err(|error| format!("{target}: {error}; the input is in fuzz/artifacts/{target}/"))?;
+    }
+    Ok(Outcome::Passed { passed: targets.len() as u64, ignored: 0 })
+}
+
+/// Random programs of calls on the kernel's KVM and on doorbell.
+fn parity(steps: &mut Steps) -> Result<Outcome, Failure> {
+    let kvm = Path::new("/dev/kvm");
+    if let Err(error) = File::options().read(true).write(true).open(kvm) {
+        return Ok(Outcome::Skipped(format!("{}: {error}; nothing was compared with the kernel", kvm.display())));
+    }
+    let mut cargo = cargo(["run", "--release", "--locked", "--package", "doorbell-cli", "--", "check", "kvm"]);
+    let text = steps.run(cargo.arg("--programs").arg(PARITY_PROGRAMS.to_string()))?;
+    let expected = format!("{PARITY_PROGRAMS} passed, 0 failed");
+    if !text.lines().any(|line| line.trim() == expected) {
+        return Err(format!("`doorbell check kvm` did not end with `{expected}`"));
+    }
+    Ok(Outcome::Passed { passed: u64::from(PARITY_PROGRAMS), ignored: 0 })
+}
