@@ -5,7 +5,13 @@ use std::process::ExitCode;
 
 pub mod device;
 #[allow(dead_code)]
+mod histogram;
+#[allow(dead_code)]
 pub mod ledger;
+#[allow(dead_code)]
+pub mod machine;
+#[allow(dead_code)]
+pub mod plan;
 
 /// Nothing to choose yet.
 #[derive(Clone, Debug, clap::Args)]

@@ -1,0 +1,207 @@
+//! The plan: which eventfd of which device arrives at which vCPU as which vector.
+
+use std::sync::atomic::Ordering;
+
+use super::{
+    ledger::{FIRST_VECTOR, Ledger, SPAN_LEVEL, Slot},
+    machine::{Machine, Wiring},
+};
+
+/// The lowest vector that the plan gives away; below it are exceptions and what a PC's firmware uses.
+const LOWEST: u8 = 0x30;
+/// The highest; above it are those that operating systems use among themselves.
+const HIGHEST: u8 = 0xef;
+/// The IOAPIC pin of the first line.
+pub const FIRST_PIN: u16 = 16;
+
+/// How one vector of the plan is wired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// This entry of its device's MSI-X table.
+    MsiX {
+        /// The entry.
+        entry: u16,
+    },
+    /// A line of the IOAPIC.
+    Line {
+        /// The pin.
+        pin: u16,
+        /// The vector that the pin's entry holds: the first slot of those that share it.
+        vector: u8,
+        /// A level line with a resample descriptor; otherwise an edge.
+        resample: bool,
+    },
+}
+
+/// One interrupt source: an eventfd of a device and where it arrives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vector {
+    /// The index of its device.
+    pub device: usize,
+    /// Which of the device's vectors it is.
+    pub number: u32,
+    /// Where it arrives.
+    pub slot: Slot,
+    /// How.
+    pub wire: Wire,
+    /// It waits for the handler after each signal.
+    pub lockstep: bool,
+    /// How often it is signalled.
+    pub interrupts: u32,
+}
+
+impl Vector {
+    /// The x86 vector that arrives at the vCPU.
+    pub fn arrives_as(&self) -> u8 {
+        match self.wire {
+            Wire::MsiX { .. } => self.slot.vector,
+            Wire::Line { vector, .. } => vector,
+        }
+    }
+}
+
+/// All vectors of a machine, in the order of its devices.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many vCPUs.
+    pub vcpus: u32,
+    /// The names of the devices.
+    pub devices: Vec<String>,
+    /// Their vectors.
+    pub vectors: Vec<Vector>,
+}
+
+/// Hands out slots: vCPUs in turn, vectors upwards.
+struct Slots {
+    next: Vec<u8>,
+    turn: usize,
+}
+
+impl Slots {
+    /// `count` slots in a row on one vCPU.
+    fn take(&mut self, count: u8) -> Option<Slot> {
+        let vcpus = self.next.len();
+        let vcpu = (0..vcpus).map(|k| (self.turn + k) % vcpus).find(|&vcpu| self.next[vcpu] <= HIGHEST + 1 - count)?;
+        self.turn = (vcpu + 1) % vcpus;
+        let vector = self.next[vcpu];
+        self.next[vcpu] += count;
+        Some(Slot { vcpu: vcpu as u32, vector })
+    }
+}
+
+impl Plan {
+    /// The plan of a machine.
+    ///
+    /// # Errors
+    /// One line, if the machine has more vectors than its vCPUs.
+    pub fn new(machine: &Machine) -> Result<Self, String> {
+        let mut slots = Slots { next: vec![LOWEST; machine.vcpus as usize], turn: 0 };
+        let mut next_pin = FIRST_PIN;
+        let mut plan = Self { vcpus: machine.vcpus, devices: Vec::new(), vectors: Vec::new() };
+        for (device, source) in machine.sources.iter().enumerate() {
+            plan.devices.push(source.name.clone());
+            let total = source.wiring.vectors();
+            let full = || {
+                let (name, most) = (&machine.name, machine.vcpus * u32::from(HIGHEST - LOWEST + 1));
+                let vcpus = machine.vcpus;
+                format!(
+                    "{name}: source \"{}\": vectors: {total} are too many: {vcpus} vCPUs take {most} altogether",
+                    source.name
+                )
+            };
+            let interrupts = |number: u32| {
+                let (each, rest) = (source.interrupts / u64::from(total), source.interrupts % u64::from(total));
+                (each + u64::from(u64::from(number) < rest)) as u32
+            };
+            let vector = |number: u32, slot, wire| Vector {
+                device,
+                number,
+                slot,
+                wire,
+                lockstep: source.pattern.is_lockstep(number),
+                interrupts: interrupts(number),
+            };
+            match source.wiring {
+                Wiring::Vectors(vectors) => {
+                    for number in 0..vectors {
+                        let slot = slots.take(1).ok_or_else(full)?;
+                        plan.vectors.push(vector(number, slot, Wire::MsiX { entry: number as u16 }));
+                    }
+                }
+                Wiring::Lines { lines, sharers, resample } => {
+                    for line in 0..lines {
+                        let first = slots.take(sharers as u8).ok_or_else(full)?;
+                        let wire = Wire::Line { pin: next_pin, vector: first.vector, resample };
+                        next_pin += 1;
+                        for sharer in 0..sharers {
+                            let slot = Slot { vector: first.vector + sharer as u8, ..first };
+                            plan.vectors.push(vector(line * sharers + sharer, slot, wire));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Writes into the ledger which vectors are in use.
+    pub fn enter(&self, ledger: &Ledger) {
+        for vector in &self.vectors {
+            let first = usize::from(vector.arrives_as() - FIRST_VECTOR);
+            let span = &ledger.cpu(vector.slot.vcpu).span[first];
+            let count = (span.load(Ordering::Relaxed) & !SPAN_LEVEL) + 1;
+            let level = matches!(vector.wire, Wire::Line { resample: true, .. });
+            // Relaxed: the handlers start later.
+            span.store(count | if level { SPAN_LEVEL } else { 0 }, Ordering::Relaxed);
+        }
+    }
+
+    /// The vectors of one device.
+    pub fn of_device(&self, device: usize) -> impl Iterator<Item = &Vector> {
+        self.vectors.iter().filter(move |vector| vector.device == device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_vector_of_the_built_in_machine_has_a_slot_of_its_own() {
+        let machine = Machine::x86();
+        let plan = Plan::new(&machine).unwrap();
+        assert_eq!(plan.vectors.len(), 8 + 64 + 2);
+        let mut slots: Vec<_> = plan.vectors.iter().map(|vector| vector.slot).collect();
+        slots.sort();
+        slots.dedup();
+        assert_eq!(slots.len(), 74);
+        let total: u64 = plan.vectors.iter().map(|vector| u64::from(vector.interrupts)).sum();
+        assert_eq!(total, machine.interrupts());
+        assert_eq!(plan.vectors.iter().filter(|vector| vector.lockstep).count(), 37, "half of them");
+        assert!((0..4).all(|vcpu| plan.vectors.iter().any(|vector| vector.slot.vcpu == vcpu)));
+    }
+
+    #[test]
+    fn sharers_of_a_line_are_neighbours_and_arrive_as_its_vector() {
+        let plan = Plan::new(&Machine::x86()).unwrap();
+        let [a, b] = plan.of_device(2).collect::<Vec<_>>()[..] else { panic!("two sources") };
+        assert_eq!((a.wire, b.slot.vcpu), (b.wire, a.slot.vcpu));
+        assert_eq!(a.arrives_as(), a.slot.vector);
+        assert_eq!(b.arrives_as(), a.slot.vector);
+        assert_eq!(b.slot.vector, a.slot.vector + 1);
+        let (ledger, _memory) = Ledger::create(4).unwrap();
+        plan.enter(&ledger);
+        let span = |slot: Slot| ledger.cpu(slot.vcpu).span[slot.index().unwrap()].load(Ordering::Relaxed);
+        assert_eq!((span(a.slot), span(b.slot)), (SPAN_LEVEL | 2, 0));
+        assert_eq!(span(plan.vectors[0].slot), 1);
+    }
+
+    #[test]
+    fn a_machine_with_more_vectors_than_slots_is_refused() {
+        let text = "vcpus = 2\n[[source]]\nname = 'n'\nkind = 'storage'\nvectors = 385\ninterrupts = 10\n";
+        let error = Plan::new(&Machine::parse("m.toml", text).unwrap()).unwrap_err();
+        assert_eq!(error, "m.toml: source \"n\": vectors: 385 are too many: 2 vCPUs take 384 altogether");
+        let text = text.replace("385", "384");
+        assert_eq!(Plan::new(&Machine::parse("m.toml", &text).unwrap()).unwrap().vectors.len(), 384);
+    }
+}
