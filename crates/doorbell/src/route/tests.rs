@@ -406,7 +406,7 @@ fn h8_h9_a_storm_meets_the_old_or_the_new_route_and_after_the_call_only_the_new(
             })
             .collect();
         for change in 1..CHANGES {
-            let (old, new) = (change as usize - 1 & 1, change & 1);
+            let (old, new) = ((change as usize + 1) & 1, change & 1);
             if change % 3 == 0 {
                 table.set(&[RouteEntry { gsi: 24, route: Route::Msi(message(new)) }]).unwrap();
             } else {
