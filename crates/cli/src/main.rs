@@ -3,10 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-mod bench;
-mod check;
-mod run;
+use doorbell_cli::{bench, check, run};
 
 /// The interrupt path of a virtual machine, from an eventfd in another process to a vCPU that acknowledges it.
 ///

@@ -1,0 +1,8 @@
+//! What the `doorbell` command is made of, for its tests, benchmarks and fuzz targets. Nothing here is a stable interface.
+
+#[doc(hidden)]
+pub mod bench;
+#[doc(hidden)]
+pub mod check;
+#[doc(hidden)]
+pub mod run;
