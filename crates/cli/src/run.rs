@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 pub mod device;
+pub mod guest;
 #[allow(dead_code)]
 mod histogram;
 #[allow(dead_code)]

@@ -1,2 +1,37 @@
 //! The stations that the kernel takes over: full, split, none.
+
 pub mod abi;
+pub mod chips;
+pub mod kick;
+pub mod vm;
+
+pub use chips::{KernelMsi, KernelPins, X86_CHIPS};
+pub use kick::VcpuKick;
+pub use vm::{Calls, Vm};
+
+use crate::{MsiMessage, delivery::ChipId};
+
+/// How many routes a kernel table takes, and how many GSIs it numbers (routing.md G1, G2).
+pub const KERNEL_ROUTES: u32 = 4096;
+
+/// One entry of the kernel's routing table. Its GSIs are the kernel's, a number space of its own: the GSIs of
+/// [`RouteTable`](crate::route) get one of them only while they need one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelRoute {
+    /// A message.
+    Msi {
+        /// The kernel's GSI.
+        gsi: u32,
+        /// What is sent.
+        message: MsiMessage,
+    },
+    /// A pin of an in-kernel chip.
+    Pin {
+        /// The kernel's GSI.
+        gsi: u32,
+        /// The chip.
+        chip: ChipId,
+        /// Its pin.
+        pin: u16,
+    },
+}

@@ -1,0 +1,13 @@
+//! A tiny guest under /dev/kvm that does the ledger's work: its handlers take interrupts, record what they saw, end
+//! them, and halt in between.
+
+mod code;
+mod machine;
+mod memory;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+
+pub use code::MOST_VCPUS;
+pub use machine::{Chips, KernelMachine};
+pub use vcpu::VcpuReport;

@@ -1,0 +1,151 @@
+//! The VM of the guest: its memory, chips and vCPU threads.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use doorbell::kvm::{VcpuKick, Vm};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::code::{self, BLOCK, LEDGER_BASE, MOST_VCPUS, block_base};
+use super::memory::Mapping;
+use super::vcpu::{self, Exits, KernelApic, VcpuReport};
+use crate::run::ledger::{Ledger, SLOTS};
+
+/// Three pages that KVM takes for itself in real mode on some CPUs: away from memory and chips.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// Whose chips the guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chips {
+    /// All in the kernel.
+    Kernel,
+    /// Local APICs in the kernel, doorbell's IOAPIC.
+    Split,
+    /// All of them doorbell's.
+    None,
+}
+
+/// One VM that runs the guest.
+pub struct KernelMachine {
+    kicks: Vec<Arc<VcpuKick>>,
+    stop: Arc<AtomicBool>,
+    /// vCPUs that do not run yet.
+    waiting: Vec<(VcpuFd, Box<dyn Exits>)>,
+    threads: Vec<JoinHandle<Result<VcpuReport, String>>>,
+    irqs: Arc<Vm>,
+    low: Mapping,
+    /// Held for the guest, until the threads have ended (see `Drop`).
+    _shared: Mapping,
+    vm: VmFd,
+}
+
+/// Why there is no VM, in one line.
+fn refused(what: &str, error: kvm_ioctls::Error) -> String {
+    format!("{what}: {error}")
+}
+
+impl KernelMachine {
+    /// A VM with these chips and a guest that works on this ledger, one vCPU for each of its CPU pages. `memory` is the
+    /// ledger's descriptor. Nothing runs yet.
+    ///
+    /// # Errors
+    /// One line: there is no /dev/kvm, or what the kernel refused.
+    pub fn new(chips: Chips, ledger: &Ledger, memory: BorrowedFd<'_>) -> Result<Self, String> {
+        let vcpus = ledger.vcpus() as u32;
+        if vcpus > MOST_VCPUS {
+            return Err(format!("{vcpus} vCPUs are too many for this guest: at most {MOST_VCPUS}"));
+        }
+        let kvm = Kvm::new().map_err(|error| format!("no virtual machine without /dev/kvm: {error}"))?;
+        let vm = kvm.create_vm().map_err(|error| refused("KVM_CREATE_VM", error))?;
+        vm.set_tss_address(TSS_ADDRESS).map_err(|error| refused("KVM_SET_TSS_ADDR", error))?;
+        match chips {
+            Chips::Kernel => vm.create_irq_chip().map_err(|error| refused("KVM_CREATE_IRQCHIP", error))?,
+            Chips::Split => {
+                // 24 GSIs whose ends of interrupt the kernel reports: the IOAPIC's pins.
+                let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args: [24, 0, 0, 0], ..Default::default() };
+                vm.enable_cap(&split).map_err(|error| refused("KVM_CAP_SPLIT_IRQCHIP", error))?;
+            }
+            Chips::None => {}
+        }
+
+        let low = Mapping::anonymous((vcpus * BLOCK) as usize).map_err(|error| format!("guest memory: {error}"))?;
+        let shared = Mapping::shared(memory, Ledger::cpu_page_offset(vcpus))
+            .map_err(|error| format!("the ledger as guest memory: {error}"))?;
+        low.insert(&vm, 0, 0).map_err(|error| refused("guest memory", error))?;
+        shared.insert(&vm, 1, LEDGER_BASE.into()).map_err(|error| refused("the ledger as guest memory", error))?;
+
+        // SAFETY: `vm` is open for the length of this call, which keeps a duplicate.
+        let irqs = Vm::new(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }).map_err(|error| error.to_string())?;
+        let mut machine = Self {
+            kicks: Vec::new(),
+            stop: Arc::default(),
+            waiting: Vec::new(),
+            threads: Vec::new(),
+            irqs: Arc::new(irqs),
+            low,
+            _shared: shared,
+            vm,
+        };
+        for index in 0..vcpus {
+            machine.add_vcpu(index, chips)?;
+        }
+        Ok(machine)
+    }
+
+    fn add_vcpu(&mut self, index: u32, chips: Chips) -> Result<(), String> {
+        let vcpu = self.vm.create_vcpu(index.into()).map_err(|error| refused("KVM_CREATE_VCPU", error))?;
+        vcpu::prepare(&vcpu, index, chips != Chips::None).map_err(|error| refused("the vCPU's first state", error))?;
+        // SAFETY: `vcpu` is open for the length of this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+        self.kicks.push(Arc::new(VcpuKick::new(fd, None).map_err(|error| error.to_string())?));
+        self.waiting.push((vcpu, Box::new(KernelApic)));
+        Ok(())
+    }
+
+    /// The interrupt calls of the VM.
+    pub fn irqs(&self) -> &Arc<Vm> {
+        &self.irqs
+    }
+
+    /// Writes the guest's handlers for the vectors that the ledger says are in use, and starts the vCPU threads.
+    ///
+    /// # Errors
+    /// Where a thread cannot be started; those that were are ended by the drop.
+    pub fn start(&mut self, ledger: &Ledger) -> Result<(), String> {
+        for (index, (vcpu, mut exits)) in self.waiting.drain(..).enumerate() {
+            let page = ledger.cpu(index as u32);
+            let spans: [u8; SLOTS] = std::array::from_fn(|slot| page.span[slot].load(Ordering::Relaxed));
+            self.low.copy_in(block_base(index as u32) as usize, &code::assemble(index as u32, &spans));
+            let (kick, stop) = (Arc::clone(&self.kicks[index]), Arc::clone(&self.stop));
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu-{index}"))
+                .spawn(move || vcpu::run(vcpu, &kick, &stop, &mut *exits))
+                .map_err(|error| format!("a thread for vCPU {index}: {error}"))?;
+            self.threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Stops the vCPUs and returns what each did, or in one line how it failed.
+    pub fn stop(mut self) -> Vec<Result<VcpuReport, String>> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Vec<Result<VcpuReport, String>> {
+        // Relaxed: the kick orders it before the vCPU's look.
+        self.stop.store(true, Ordering::Relaxed);
+        self.kicks.iter().for_each(|kick| kick.kick());
+        let join = |thread: JoinHandle<_>| thread.join().unwrap_or_else(|_| Err("its thread panicked".into()));
+        self.threads.drain(..).map(join).collect()
+    }
+}
+
+impl Drop for KernelMachine {
+    fn drop(&mut self) {
+        // The guest must not run when its memory goes.
+        self.end();
+    }
+}
