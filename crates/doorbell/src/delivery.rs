@@ -138,6 +138,23 @@ pub trait VectorPath: Send + Sync {
     /// Takes it back and says whether an event was pending. Afterwards the slot is stale.
     fn release(&self, slot: VectorSlot) -> bool;
 
+    /// Takes a slot back if it is masked, in one step, from any thread: `Some` of whether an event was pending, `None`
+    /// if the slot is not masked or stale, or if the path cannot do this.
+    ///
+    /// This is how a device that finds no free GSI takes one from a masked vector of another device. A path that has
+    /// it must also have [`is_current`](Self::is_current), and its `mask` and `unmask` must do nothing to a slot that
+    /// is taken back meanwhile.
+    fn reclaim(&self, slot: VectorSlot) -> Option<bool> {
+        let _ = slot;
+        None
+    }
+
+    /// Whether the loan still runs. The default is for paths that never [`reclaim`](Self::reclaim).
+    fn is_current(&self, slot: VectorSlot) -> bool {
+        let _ = slot;
+        true
+    }
+
     /// Gives the slot its message; events from now on carry it.
     ///
     /// # Errors

@@ -91,3 +91,22 @@ impl Backoff {
         self.0 >= if cfg!(loom) { 1 } else { 8 }
     }
 }
+
+/// The lock of configuration paths that a model walks through: `parking_lot` in a build, `loom` under `cfg(loom)`.
+#[cfg(not(loom))]
+pub(crate) use parking_lot::Mutex;
+
+/// See above.
+#[cfg(loom)]
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+#[cfg(loom)]
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+        self.0.lock().unwrap()
+    }
+}

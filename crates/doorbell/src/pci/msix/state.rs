@@ -1,0 +1,73 @@
+//! What is saved of an MSI-X table, and what is accepted when it comes back.
+
+use super::registers::{AddressLow, MessageControl};
+use crate::Error;
+
+/// One entry of a saved table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct MsixEntryState {
+    /// The message address; bits 1:0 are 0.
+    pub address: u64,
+    /// The message data.
+    pub data: u32,
+    /// The mask bit of Vector Control.
+    pub masked: bool,
+}
+
+/// A saved [`MsixTable`](super::MsixTable).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct MsixState {
+    /// Message Control, with the table size.
+    pub control: u16,
+    /// The entries, one for each vector.
+    pub entries: Vec<MsixEntryState>,
+    /// The pending bits, 64 to a word, as in the PBA; bits beyond the table are 0.
+    pub pending: Vec<u64>,
+}
+
+impl MsixState {
+    /// Checks everything that a table of `vectors` vectors relies on.
+    pub(super) fn validate(&self, vectors: u16) -> Result<MessageControl, Error> {
+        let Self { control, entries, pending } = self;
+        let control = MessageControl::from_bits(*control);
+        let allowed = MessageControl::WRITABLE.with_table_size(vectors - 1).into_bits();
+        if control.table_size() != vectors - 1 || control.into_bits() & !allowed != 0 {
+            return refuse(format!(
+                "Message Control {:#06x} does not belong to a table of {vectors} vectors",
+                control.into_bits()
+            ));
+        }
+        if entries.len() != usize::from(vectors) {
+            return refuse(format!("{} MSI-X entries for a table of {vectors}", entries.len()));
+        }
+        if let Some(entry) = entries.iter().find(|entry| {
+            let low = AddressLow::from_bits(entry.address as u32);
+            AddressLow::new().with_dword(low.dword()) != low
+        }) {
+            return refuse(format!("MSI-X address {:#x} is not a multiple of 4", entry.address));
+        }
+        validate_pending(pending, vectors)?;
+        Ok(control)
+    }
+}
+
+/// Checks that there is a word for each 64 vectors and no bit beyond the last one.
+pub(in crate::pci) fn validate_pending(pending: &[u64], vectors: u16) -> Result<(), Error> {
+    let words = usize::from(vectors.div_ceil(64));
+    if pending.len() != words {
+        return refuse(format!("{} words of pending bits for {vectors} vectors, not {words}", pending.len()));
+    }
+    let used = vectors % 64;
+    match pending.last() {
+        Some(last) if used != 0 && last >> used != 0 => {
+            refuse(format!("pending bits {last:#x} beyond the last of {vectors} vectors"))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(in crate::pci) fn refuse<T>(what: String) -> Result<T, Error> {
+    Err(Error::Snapshot(what))
+}
