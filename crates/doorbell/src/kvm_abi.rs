@@ -106,3 +106,21 @@ pub trait KvmCalls {
     /// dispatcher. The eventfds that were written must have been written by the calling thread.
     fn settle(&self);
 }
+
+/// What the code of a guest can do to the controllers, on command.
+///
+/// The local APIC is in xAPIC mode at 0xfee00000 and the IOAPIC at 0xfec00000, where they are after reset.
+pub trait GuestCalls: KvmCalls {
+    /// A 32-bit load from a register of either controller.
+    ///
+    /// # Errors
+    /// `EINVAL` for an address outside of the two register pages; `EBADF` if there is no such vCPU; `EPROTO` if the vCPU
+    /// does something else.
+    fn load(&self, vcpu: u32, address: u64) -> Result<u32, Errno>;
+
+    /// A 32-bit store to a register of either controller.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    fn store(&self, vcpu: u32, address: u64, value: u32) -> Result<(), Errno>;
+}

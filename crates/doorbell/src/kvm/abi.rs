@@ -11,14 +11,16 @@ use parking_lot::Mutex;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
 use crate::kvm_abi::{
-    Answer, Errno, KvmCalls, KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd, KvmLapicState,
-    KvmMsi, types,
+    Answer, Errno, GuestCalls, KvmCalls, KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd,
+    KvmLapicState, KvmMsi, types,
 };
 
 use barrier::Barrier;
 pub use barrier::{bind_to_cpu, bind_to_this_cpu};
+use guest::{Guest, Memory};
 
 mod barrier;
+mod guest;
 
 /// The letter of KVM's calls.
 const KVM: u8 = 0xae;
@@ -114,7 +116,7 @@ impl Kvm {
     /// What the kernel says.
     pub fn create_vm(self: &Arc<Self>) -> Result<KernelVm, Errno> {
         let vm = owned(call_number(&self.fd, CREATE_VM, 0)?);
-        Ok(KernelVm { kvm: self.clone(), vm, vcpus: Mutex::new(BTreeMap::new()) })
+        Ok(KernelVm { kvm: self.clone(), vcpus: Mutex::new(BTreeMap::new()), memory: Mutex::new(None), vm })
     }
 }
 
@@ -130,8 +132,17 @@ impl AsFd for Kvm {
 #[derive(Debug)]
 pub struct KernelVm {
     kvm: Arc<Kvm>,
+    vcpus: Mutex<BTreeMap<u32, Vcpu>>,
+    /// Before `vcpus` in the lock order. The VM is closed first, then its memory goes.
     vm: OwnedFd,
-    vcpus: Mutex<BTreeMap<u32, OwnedFd>>,
+    memory: Mutex<Option<Memory>>,
+}
+
+#[derive(Debug)]
+struct Vcpu {
+    fd: OwnedFd,
+    /// Made when the guest is first told something.
+    guest: Option<Guest>,
 }
 
 impl AsFd for KernelVm {
@@ -142,7 +153,29 @@ impl AsFd for KernelVm {
 
 impl KernelVm {
     fn on_vcpu<R>(&self, vcpu: u32, act: impl FnOnce(BorrowedFd<'_>) -> Result<R, Errno>) -> Result<R, Errno> {
-        act(self.vcpus.lock().get(&vcpu).ok_or(Errno::BADF)?.as_fd())
+        act(self.vcpus.lock().get(&vcpu).ok_or(Errno::BADF)?.fd.as_fd())
+    }
+
+    fn on_guest<R>(&self, vcpu: u32, act: impl FnOnce(&Guest, &OwnedFd) -> Result<R, Errno>) -> Result<R, Errno> {
+        let mut memory = self.memory.lock();
+        if memory.is_none() {
+            *memory = Some(Memory::new(&self.vm)?);
+        }
+        let mut vcpus = self.vcpus.lock();
+        let Vcpu { fd, guest } = vcpus.get_mut(&vcpu).ok_or(Errno::BADF)?;
+        let guest = match guest {
+            Some(guest) => guest,
+            none => none.insert(Guest::new(&self.kvm.fd, fd)?),
+        };
+        act(guest, fd)
+    }
+
+    /// Clears what a guest may have left in a vCPU outside of its local APIC: a pending NMI, INIT or SIPI.
+    ///
+    /// # Errors
+    /// What the kernel says; `EBADF` if there is no such vCPU.
+    pub fn reset_vcpu(&self, vcpu: u32) -> Result<(), Errno> {
+        self.on_guest(vcpu, |guest, fd| guest.reset(fd))
     }
 }
 
@@ -157,7 +190,7 @@ impl KvmCalls for KernelVm {
 
     fn create_vcpu(&self, id: u32) -> Answer {
         let vcpu = owned(call_number(&self.vm, CREATE_VCPU, id)?);
-        self.vcpus.lock().insert(id, vcpu);
+        self.vcpus.lock().insert(id, Vcpu { fd: vcpu, guest: None });
         Ok(0)
     }
 
@@ -218,6 +251,16 @@ impl KvmCalls for KernelVm {
             KvmIrqfd { fd: self.kvm.barrier.event().as_raw_fd() as u32, gsi: u32::MAX, ..KvmIrqfd::default() };
         let _ = self.irqfd(&KvmIrqfd { flags: types::IRQFD_DEASSIGN, ..unbound });
         self.kvm.barrier.pass();
+    }
+}
+
+impl GuestCalls for KernelVm {
+    fn load(&self, vcpu: u32, address: u64) -> Result<u32, Errno> {
+        self.on_guest(vcpu, |guest, fd| guest.load(fd, address))
+    }
+
+    fn store(&self, vcpu: u32, address: u64, value: u32) -> Result<(), Errno> {
+        self.on_guest(vcpu, |guest, fd| guest.store(fd, address, value))
     }
 }
 
