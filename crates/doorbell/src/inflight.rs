@@ -291,25 +291,41 @@ impl Latch {
     /// Makes further events pending. When it returns, no delivery is under way. Returns whether it was masked before.
     ///
     /// `deliver` is for an event that came while a configurer was in (see [`configure`](Self::configure)).
+    #[inline]
     pub fn mask<R>(&self, deliver: impl FnOnce(u64) -> R) -> bool {
+        self.mask_if(|_| true, deliver).unwrap_or(false)
+    }
+
+    /// [`mask`](Self::mask), if the payload is one that `admit` accepts; else `None`, and nothing has happened.
+    #[inline]
+    pub fn mask_if<R>(&self, admit: impl Fn(u64) -> bool, deliver: impl FnOnce(u64) -> R) -> Option<bool> {
         let word = self.word.load(Ordering::Relaxed);
         // An idle latch needs no more than this: without BUSY and BIAS nobody is inside.
         // AcqRel: Acquire pairs with the last firer's Release (it is over); Release for who sees the mask.
         if word & (BUSY | BIAS) == 0
+            && admit(word & PAYLOAD)
             && self.word.compare_exchange(word, word | MASK, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
-            return word & MASK != 0;
+            return Some(word & MASK != 0);
         }
-        self.configure(|slot| std::mem::replace(&mut slot.masked, true), deliver)
+        let change = |slot: &mut Slot| admit(slot.payload).then(|| std::mem::replace(&mut slot.masked, true));
+        self.configure(change, deliver)
     }
 
     /// Lets events through again and delivers the pending one: `Some` of its result, `None` if there was none.
-    pub fn unmask<R>(&self, mut deliver: impl FnMut(u64) -> R) -> Option<R> {
+    #[inline]
+    pub fn unmask<R>(&self, deliver: impl FnMut(u64) -> R) -> Option<R> {
+        self.unmask_if(|_| true, deliver)
+    }
+
+    /// [`unmask`](Self::unmask), if the payload is one that `admit` accepts; else `None`, and nothing has happened.
+    #[inline]
+    pub fn unmask_if<R>(&self, admit: impl Fn(u64) -> bool, mut deliver: impl FnMut(u64) -> R) -> Option<R> {
         let word = self.word.load(Ordering::Relaxed);
-        if word & (BUSY | MASK) == MASK {
+        if word & (BUSY | MASK) == MASK && admit(word & PAYLOAD) {
             let open = word & !(MASK | PEND);
             if word & PEND == 0 {
-                // AcqRel, as in `mask`.
+                // AcqRel, as in `mask_if`.
                 if self.word.compare_exchange(word, open, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                     return None;
                 }
@@ -321,11 +337,14 @@ impl Latch {
         }
         let entered = self.enter();
         let mut slot = Slot::of(entered.word);
-        let due = slot.masked && slot.pending;
-        slot.masked = false;
-        slot.pending = false;
-        // Delivered before the latch is left: whoever sees it unmasked also sees the event.
-        let result = due.then(|| deliver(slot.payload));
+        let mut result = None;
+        if admit(slot.payload) {
+            let due = slot.masked && slot.pending;
+            slot.masked = false;
+            slot.pending = false;
+            // Delivered before the latch is left: whoever sees it unmasked also sees the event.
+            result = due.then(|| deliver(slot.payload));
+        }
         if self.leave(entered, slot.word()) {
             self.fire(deliver);
         }

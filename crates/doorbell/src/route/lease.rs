@@ -98,9 +98,30 @@ impl RouteTable {
         )
     }
 
-    fn is_current(&self, slot: VectorSlot) -> bool {
-        let cell = self.cells.get(slot.gsi as usize);
-        slot.tag != 0 && cell.is_some_and(|cell| Payload(cell.latch.peek().payload).tag() == slot.tag)
+    /// Ends a loan if the slot is not stale and `may` allows it: whether an event was pending.
+    fn end_loan(&self, slot: VectorSlot, may: impl Fn(&Slot) -> bool) -> Option<bool> {
+        let cell = self.cells.get(slot.gsi as usize).filter(|_| slot.tag != 0)?;
+        let mut config = self.config.lock();
+        let (pending, handed) = cell.latch.configure_taking(|state| {
+            (Payload(state.payload).tag() == slot.tag && may(state)).then(|| {
+                let pending = state.pending;
+                *state = Slot { payload: 0, masked: false, pending: false };
+                pending
+            })
+        });
+        match pending {
+            Some(pending) => {
+                set_bit(&mut config.leases.lent, slot.gsi, false);
+                Some(pending || handed)
+            }
+            None => {
+                if handed {
+                    // It was meant for whoever has the GSI now.
+                    cell.latch.fire(|payload| self.deliver(cell, payload));
+                }
+                None
+            }
+        }
     }
 }
 
@@ -126,31 +147,16 @@ impl VectorPath for RouteTable {
     }
 
     fn release(&self, slot: VectorSlot) -> bool {
-        if slot.tag == 0 {
-            return false;
-        }
-        let Some(cell) = self.cells.get(slot.gsi as usize) else { return false };
-        let mut config = self.config.lock();
-        let (pending, handed) = cell.latch.configure_taking(|state| {
-            (Payload(state.payload).tag() == slot.tag).then(|| {
-                let pending = state.pending;
-                *state = Slot { payload: 0, masked: false, pending: false };
-                pending
-            })
-        });
-        match pending {
-            Some(pending) => {
-                set_bit(&mut config.leases.lent, slot.gsi, false);
-                pending || handed
-            }
-            None => {
-                if handed {
-                    // It was meant for whoever has the GSI now.
-                    cell.latch.fire(|payload| self.deliver(cell, payload));
-                }
-                false
-            }
-        }
+        self.end_loan(slot, |_| true).unwrap_or(false)
+    }
+
+    fn reclaim(&self, slot: VectorSlot) -> Option<bool> {
+        self.end_loan(slot, |state| state.masked)
+    }
+
+    fn is_current(&self, slot: VectorSlot) -> bool {
+        let cell = self.cells.get(slot.gsi as usize);
+        slot.tag != 0 && cell.is_some_and(|cell| Payload(cell.latch.peek().payload).tag() == slot.tag)
     }
 
     fn set_message(&self, slot: VectorSlot, message: &MsiMessage) -> Result<(), Error> {
@@ -171,19 +177,13 @@ impl VectorPath for RouteTable {
     }
 
     fn mask(&self, slot: VectorSlot) {
-        let Some(cell) = self.cells.get(slot.gsi as usize) else { return };
-        if self.is_current(slot) {
-            // The loan is the caller's to end, so the tag cannot change under it.
-            cell.latch.mask(|payload| self.deliver(cell, payload));
-        }
+        let Some(cell) = self.cells.get(slot.gsi as usize).filter(|_| slot.tag != 0) else { return };
+        cell.latch.mask_if(|payload| Payload(payload).tag() == slot.tag, |payload| self.deliver(cell, payload));
     }
 
     fn unmask(&self, slot: VectorSlot) -> Option<Delivery> {
-        let cell = self.cells.get(slot.gsi as usize)?;
-        if !self.is_current(slot) {
-            return None;
-        }
-        cell.latch.unmask(|payload| self.deliver(cell, payload))
+        let cell = self.cells.get(slot.gsi as usize).filter(|_| slot.tag != 0)?;
+        cell.latch.unmask_if(|payload| Payload(payload).tag() == slot.tag, |payload| self.deliver(cell, payload))
     }
 
     fn is_pending(&self, slot: VectorSlot) -> bool {
