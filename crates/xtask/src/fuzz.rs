@@ -57,7 +57,7 @@ pub fn targets() -> Result<Vec<String>, String> {
 
 /// The command that builds all targets.
 pub fn build() -> Result<Command, String> {
-    let mut cargo = command::cargo(["build", "--release", "--locked", "--bins", "--target"]);
+    let mut cargo = command::cargo(["build", "--release", "--bins", "--target"]);
     // With an explicit target the flags do not reach build scripts, which libFuzzer is not linked into.
     cargo.arg(host()?).current_dir(folder()).env("RUSTFLAGS", FLAGS).env_remove("CARGO_TARGET_DIR");
     Ok(cargo)

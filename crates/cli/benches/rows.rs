@@ -1,0 +1,18 @@
+//! A criterion benchmark for each row of `doorbell bench`: the same work, with criterion's statistics.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use doorbell_cli::bench::rows;
+
+fn rows(criterion: &mut Criterion) {
+    for row in rows::all() {
+        match (row.work)() {
+            Ok(mut work) => {
+                criterion.bench_function(row.id, |bencher| bencher.iter_custom(&mut *work));
+            }
+            Err(why) => eprintln!("{}: left out: {why}", row.id),
+        }
+    }
+}
+
+criterion_group!(benches, rows);
+criterion_main!(benches);
