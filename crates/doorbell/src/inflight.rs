@@ -30,6 +30,8 @@
 
 use crate::sync::{AtomicU32, AtomicU64, Backoff, Ordering, heavy_barrier, light_barrier, register_heavy_barrier};
 
+#[cfg(test)]
+mod cripple;
 #[cfg(all(test, loom))]
 mod models;
 #[cfg(all(test, not(loom)))]
@@ -117,6 +119,20 @@ pub struct Latch {
     queue: AtomicU32,
     /// Odd while the single owner is inside a biased fire. Written by that owner only.
     passage: AtomicU32,
+    /// What is left out of the protocol, to see that the tests notice.
+    #[cfg(test)]
+    cripple: cripple::Cripple,
+}
+
+/// Whether a part of the protocol is left out; never, outside of tests.
+macro_rules! crippled {
+    ($latch:expr, $what:ident) => {{
+        #[cfg(test)]
+        let crippled = $latch.cripple == cripple::Cripple::$what;
+        #[cfg(not(test))]
+        let crippled = false;
+        crippled
+    }};
 }
 
 /// Being inside as a firer; leaves on drop, so that a delivery that panics does not leave the latch taken.
@@ -136,7 +152,13 @@ impl Drop for Inside<'_> {
 impl Latch {
     /// An unmasked latch with this payload.
     pub fn new(payload: u64) -> Self {
-        Self { word: AtomicU64::new(payload & PAYLOAD), queue: AtomicU32::new(0), passage: AtomicU32::new(0) }
+        Self {
+            word: AtomicU64::new(payload & PAYLOAD),
+            queue: AtomicU32::new(0),
+            passage: AtomicU32::new(0),
+            #[cfg(test)]
+            cripple: cripple::Cripple::Nothing,
+        }
     }
 
     /// A masked latch with this payload.
@@ -258,7 +280,7 @@ impl Latch {
     fn hand_to_waiter(&self) -> bool {
         let mut queue = self.queue.load(Ordering::Relaxed);
         while queue >= WAITER {
-            // Release: pairs with the Acquire in `leave`.
+            // Release: pairs with the Acquire in `leave`. Only while somebody waits, who will look.
             match self.queue.compare_exchange(queue, queue | QUEUE_HANDED, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => queue = now,
@@ -302,7 +324,8 @@ impl Latch {
         let word = self.word.load(Ordering::Relaxed);
         // An idle latch needs no more than this: without BUSY and BIAS nobody is inside.
         // AcqRel: Acquire pairs with the last firer's Release (it is over); Release for who sees the mask.
-        if word & (BUSY | BIAS) == 0
+        let idle = word & (BUSY | BIAS) == 0 || crippled!(self, MaskWaitsForNobody);
+        if idle
             && admit(word & PAYLOAD)
             && self.word.compare_exchange(word, word | MASK, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
@@ -379,11 +402,13 @@ impl Latch {
     /// After BIAS was taken away: waits until the owner cannot be inside a fire that still saw it.
     #[cold]
     fn wait_for_owner(&self) {
-        // Pairs with the light barrier of `Owner::fire`: the owner sees BIAS gone, or its odd passage is seen here.
-        heavy_barrier();
+        // Pairs with the light barrier of `fire_owned`: the owner sees BIAS gone, or its odd passage is seen here.
+        if !crippled!(self, NoBarrier) {
+            heavy_barrier();
+        }
         // Acquire: pairs with the owner's Release at the end of its passage.
         let passage = self.passage.load(Ordering::Acquire);
-        if passage & 1 == 1 {
+        if passage & 1 == 1 && !crippled!(self, NoWaitForOwner) {
             let mut backoff = Backoff::new();
             while self.passage.load(Ordering::Acquire) == passage {
                 backoff.wait();
@@ -408,7 +433,7 @@ impl Latch {
             }
             handed |= queue & QUEUE_HANDED != 0;
         }
-        handed
+        handed && !crippled!(self, HandedIsDropped)
     }
 
     /// Becomes the single owner, or `None` while there is one.
