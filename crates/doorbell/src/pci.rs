@@ -22,10 +22,12 @@
 //! ```
 
 pub mod injector;
+pub mod msi;
 pub mod msix;
 mod strategy;
 
 pub use injector::{InjectorMask, InjectorOptions, MsixTrigger, MsixVector, VectorEvent, VectorPool};
+pub use msi::{MsiCapability, MsiOptions};
 pub use msix::{MsixCapability, MsixTable};
 pub use strategy::{MaskStrategy, WhileDisabled};
 

@@ -8,5 +8,6 @@ mod state;
 mod table;
 
 pub use capability::{MsixCapability, RegisterPlace};
+pub(in crate::pci) use state::refuse;
 pub use state::{MsixEntryState, MsixState};
 pub use table::MsixTable;
