@@ -9,6 +9,27 @@ pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+#[cfg(loom)]
+pub(crate) use loom::cell::UnsafeCell;
+
+/// A cell in the shape of loom's, which finds two accesses at once.
+#[cfg(not(loom))]
+#[derive(Debug, Default)]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::cell::UnsafeCell::new(value))
+    }
+
+    /// Calls `access` with the place of the value, which only `access` may touch meanwhile.
+    #[inline(always)]
+    pub(crate) fn with_mut<R>(&self, access: impl FnOnce(*mut T) -> R) -> R {
+        access(self.0.get())
+    }
+}
+
 /// The cheap half of the asymmetric barrier: orders the calling thread's accesses against a
 /// [`heavy_barrier`] of another thread.
 #[inline(always)]

@@ -1,0 +1,1 @@
+//! The protocols of bindings and resampling under every schedule that loom finds.
