@@ -3,8 +3,11 @@
 
 use std::process::ExitCode;
 
+#[allow(dead_code)]
 pub mod device;
 pub mod guest;
+#[allow(dead_code)]
+mod handover;
 #[allow(dead_code)]
 mod histogram;
 #[allow(dead_code)]
