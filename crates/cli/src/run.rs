@@ -4,8 +4,12 @@
 use std::process::ExitCode;
 
 #[allow(dead_code)]
+mod coordinator;
+#[allow(dead_code)]
 pub mod device;
 pub mod guest;
+#[allow(dead_code)]
+mod fault;
 #[allow(dead_code)]
 mod handover;
 #[allow(dead_code)]
@@ -16,6 +20,18 @@ pub mod ledger;
 pub mod machine;
 #[allow(dead_code)]
 pub mod plan;
+#[allow(dead_code)]
+mod process;
+#[allow(dead_code)]
+mod report;
+#[allow(dead_code)]
+mod stop;
+#[allow(dead_code)]
+mod tally;
+#[allow(dead_code)]
+mod trace;
+#[allow(dead_code)]
+mod watch;
 
 /// Nothing to choose yet.
 #[derive(Clone, Debug, clap::Args)]

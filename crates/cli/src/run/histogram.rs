@@ -66,6 +66,15 @@ impl Histogram {
         });
         found.map(middle)
     }
+
+    /// How many samples lie in each power of two, from 2^0 ns on.
+    pub fn by_power(&self) -> [u64; POWERS] {
+        let mut powers = [0; POWERS];
+        for (bucket, &count) in self.buckets.iter().enumerate() {
+            powers[middle(bucket).max(1).ilog2() as usize] += u64::from(count);
+        }
+        powers
+    }
 }
 
 #[cfg(test)]
