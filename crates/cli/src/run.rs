@@ -1,44 +1,246 @@
 //! `doorbell run`: devices in other processes raise interrupts, doorbell delivers them to vCPU threads, and a ledger in
 //! shared memory accounts for each one.
 
-use std::process::ExitCode;
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
-#[allow(dead_code)]
+use clap::ValueEnum;
+
 mod coordinator;
-#[allow(dead_code)]
 pub mod device;
-pub mod guest;
-#[allow(dead_code)]
 mod fault;
-#[allow(dead_code)]
+pub mod guest;
 mod handover;
 #[allow(dead_code)]
 mod histogram;
-#[allow(dead_code)]
+mod kernel;
 pub mod ledger;
-#[allow(dead_code)]
 pub mod machine;
-#[allow(dead_code)]
 pub mod plan;
-#[allow(dead_code)]
 mod process;
-#[allow(dead_code)]
 mod report;
-#[allow(dead_code)]
 mod stop;
-#[allow(dead_code)]
 mod tally;
 #[allow(dead_code)]
 mod trace;
-#[allow(dead_code)]
 mod watch;
 
-/// Nothing to choose yet.
+use coordinator::{Outcome, Run, Running};
+use fault::Fault;
+use machine::{Chips, Machine};
+use plan::Plan;
+use report::Report;
+
+/// The built-in machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BuiltIn {
+    /// 4 vCPUs; a network-like device, a storage-like one, and a legacy one on a shared level line
+    X86,
+    /// Not there yet
+    Arm,
+    /// Not there yet
+    Power,
+}
+
+/// What to run.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The machine to run; without it, the built-in one, whose text documents the format (--show-machine)
+    #[arg(value_name = "MACHINE.toml", conflicts_with = "machine")]
+    file: Option<PathBuf>,
+    /// Which built-in machine
+    #[arg(long, value_enum, default_value = "x86")]
+    machine: BuiltIn,
+    /// Print the built-in machine, which documents the format of a machine file, and end
+    #[arg(long)]
+    show_machine: bool,
+    /// Whose interrupt controllers deliver
+    #[arg(long, value_enum)]
+    chips: Option<Chips>,
+    /// How many interrupts the devices signal in total, shared out as the machine says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    interrupts: Option<u64>,
+    /// The seed of what is random: when the driver masks and unmasks, and the programs of the parity sample
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Only this machine: no run on the kernel's chips beside it, and no parity sample
+    #[arg(long)]
+    alone: bool,
+    /// A fault to make on purpose: drop=1/N (one event of N is dropped between dispatcher and route) or stuck-vcpu=N
+    /// (vCPU N does not end one of its interrupts). The run must find it and exit 1
+    #[arg(long, value_name = "FAULT")]
+    fault: Option<Fault>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Write the report as an HTML page that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Write a trace for Perfetto (ui.perfetto.dev) or chrome://tracing: the first 20,000 interrupts of each vCPU
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
 
 /// Runs the command.
-pub fn main(_: Args) -> ExitCode {
-    eprintln!("doorbell: `run` is not there yet");
-    ExitCode::from(2)
+pub fn main(args: Args) -> ExitCode {
+    if args.show_machine {
+        return ExitCode::from(u8::from(!say(machine::X86)));
+    }
+    match prepare(&args) {
+        Ok((machine, plan)) => {
+            stop::listen();
+            run(&args, &machine, &plan)
+        }
+        Err(problem) => {
+            eprintln!("doorbell: {problem}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Reads the machine and checks what was asked for.
+fn prepare(args: &Args) -> Result<(Machine, Plan), String> {
+    if args.machine != BuiltIn::X86 {
+        let name = args.machine.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        return Err(format!("--machine {name}: not there yet, allowed is x86"));
+    }
+    let mut machine = match &args.file {
+        Some(path) => Machine::read(path)?,
+        None => Machine::x86(),
+    };
+    if let Some(interrupts) = args.interrupts {
+        machine.scale(interrupts);
+    }
+    let plan = Plan::new(&machine)?;
+    let chips = chips(args, &machine);
+    if chips != Chips::Soft && !kvm_exists() {
+        return Err(format!("--chips {}: there is no /dev/kvm; allowed is soft", chips.name()));
+    }
+    match args.fault {
+        Some(_) if chips != Chips::Soft => return Err("--fault: allowed on --chips soft only".into()),
+        Some(Fault::StuckVcpu(vcpu)) if vcpu >= machine.vcpus => {
+            return Err(format!("--fault stuck-vcpu={vcpu}: {} has vCPUs 0 to {}", machine.name, machine.vcpus - 1));
+        }
+        _ => {}
+    }
+    Ok((machine, plan))
+}
+
+fn chips(args: &Args, machine: &Machine) -> Chips {
+    args.chips.or(machine.chips).unwrap_or(Chips::Soft)
+}
+
+fn kvm_exists() -> bool {
+    Path::new("/dev/kvm").exists()
+}
+
+fn run(args: &Args, machine: &Machine, plan: &Plan) -> ExitCode {
+    let chips = chips(args, machine);
+    let mut outcome = match run_on(chips, args, machine, plan) {
+        Ok(outcome) => outcome,
+        Err(problem) => {
+            eprintln!("doorbell: {problem}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if args.chips.is_none() && machine.chips.is_none() && !args.alone && args.fault.is_none() {
+        beside(args, machine, &mut outcome.report);
+    }
+    let written = write_all(args, plan, &outcome);
+    if written && outcome.report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One run of the machine on these chips.
+fn run_on(chips: Chips, args: &Args, machine: &Machine, plan: &Plan) -> Result<Outcome, String> {
+    // A device that waits for an event that was dropped on purpose need not wait long. Interrupts of a vCPU that has
+    // nothing else to do arrive within a second even on a machine that is very busy.
+    let patience = Duration::from_millis(match args.fault {
+        None => 5_000,
+        Some(Fault::Drop(_)) => 20,
+        Some(Fault::StuckVcpu(_)) => 700,
+    });
+    // A guest under /dev/kvm cannot ring a device's bell.
+    let poll = if chips == Chips::Soft { Duration::ZERO } else { Duration::from_micros(50) };
+    let run = Run { machine: &machine.name, chips: chips.name(), plan, patience, poll };
+    run.go(|ledger, memory, doorbells| -> Result<Box<dyn Running>, String> {
+        match chips {
+            Chips::Kernel => Ok(Box::new(kernel::Kernel::start(plan, ledger, memory, doorbells)?)),
+            _ => Err("not there yet".into()),
+        }
+    })
+}
+
+/// The same work on the kernel's chips, where there are any.
+fn beside(args: &Args, machine: &Machine, report: &mut Report) {
+    if stop::requested() {
+        return;
+    }
+    if !kvm_exists() {
+        report.notes.push("SKIPPED: there is no /dev/kvm, so nothing ran on the kernel's chips beside this.".into());
+        return;
+    }
+    let mut smaller = machine.clone();
+    smaller.scale(machine.interrupts().min(KERNEL_INTERRUPTS));
+    let ran = Plan::new(&smaller).and_then(|plan| run_on(Chips::Kernel, args, &smaller, &plan));
+    match ran {
+        Ok(Outcome { report: mut kernel, .. }) => {
+            if smaller.interrupts() < machine.interrupts() {
+                let note = "Fewer interrupts than above: where the guest's kernel code is emulated, it is slow.";
+                kernel.notes.push(note.into());
+            }
+            report.beside.push(kernel);
+        }
+        Err(problem) => report.problems.push(report::Problem(format!("the kernel's chips: {problem}"))),
+    }
+}
+
+/// How many interrupts run on the kernel's chips beside a run on doorbell's.
+const KERNEL_INTERRUPTS: u64 = 40_000;
+
+/// Writes everything that was asked for. One place that takes nothing more does not keep the others from being written.
+fn write_all(args: &Args, plan: &Plan, outcome: &Outcome) -> bool {
+    let mut written = true;
+    let mut file = |path: &Path, write: &dyn Fn(File) -> io::Result<()>| {
+        if let Err(error) = File::create(path).and_then(write) {
+            eprintln!("doorbell: {}: {error}", path.display());
+            written = false;
+        }
+    };
+    if let Some(path) = &args.report {
+        file(path, &|mut file| file.write_all(report::page(&outcome.report).as_bytes()));
+    }
+    if let Some(path) = &args.trace {
+        file(path, &|file| trace::write(plan, &outcome.recorders, outcome.start, file));
+    }
+    let text = if args.json {
+        // A report is plain data: there is nothing in it that JSON cannot say.
+        let json = serde_json::to_string_pretty(&outcome.report);
+        json.unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")) + "\n"
+    } else {
+        report::text(&outcome.report)
+    };
+    if !say(&text) {
+        written = false;
+        eprint!("{}", report::brief(&outcome.report));
+    }
+    written
+}
+
+/// Prints to standard output; says so on standard error if that fails.
+fn say(text: &str) -> bool {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        // Whoever read it has gone.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => true,
+        Err(error) => {
+            eprintln!("doorbell: standard output: {error}");
+            false
+        }
+    }
 }

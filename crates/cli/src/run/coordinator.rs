@@ -22,8 +22,8 @@ use super::{
 
 /// The vCPUs and chips of a machine that runs, whoever's they are.
 pub trait Running {
-    /// The path of a vector's interrupts, station by station.
-    fn path(&self, vector: &Vector) -> String;
+    /// The path of the interrupts of a vector, the plan's `index`th, station by station.
+    fn path(&self, index: usize, vector: &Vector) -> String;
 
     /// Stops the vCPUs.
     fn stop(self: Box<Self>) -> Ended;
@@ -102,7 +102,8 @@ impl Run<'_> {
         let mut watch = Watch::new(plan, &ledger, self.chips);
         let seconds = watch.until_done(&mut devices);
         let mut problems = watch.problems();
-        let paths: Vec<_> = plan.vectors.iter().map(|vector| machine.path(vector)).collect();
+        let paths: Vec<_> =
+            plan.vectors.iter().enumerate().map(|(index, vector)| machine.path(index, vector)).collect();
         let ended = machine.stop();
         problems.extend(ended.problems);
         let vectors: Vec<_> = plan

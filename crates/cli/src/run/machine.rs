@@ -277,6 +277,11 @@ impl Machine {
             let share = u128::from(source.interrupts) * u128::from(interrupts) / u128::from(before.max(1));
             source.interrupts = (share as u64).max(u64::from(source.wiring.vectors()));
         }
+        // What rounding left over.
+        let rest = interrupts.saturating_sub(self.interrupts());
+        if let Some(first) = self.sources.first_mut() {
+            first.interrupts += rest;
+        }
     }
 
     /// How many interrupts the devices signal in total.
@@ -380,6 +385,8 @@ mod tests {
         let mut machine = Machine::x86();
         machine.scale(22_200);
         assert_eq!(machine.sources.iter().map(|source| source.interrupts).collect::<Vec<_>>(), [6_000, 16_000, 200]);
+        machine.scale(20_001);
+        assert_eq!(machine.interrupts(), 20_001);
         machine.scale(1);
         assert_eq!(machine.sources.iter().map(|source| source.interrupts).collect::<Vec<_>>(), [8, 64, 2]);
     }

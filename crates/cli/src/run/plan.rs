@@ -71,18 +71,18 @@ pub struct Plan {
     pub vectors: Vec<Vector>,
 }
 
-/// Hands out slots: vCPUs in turn, vectors upwards.
+/// Hands out slots: vectors upwards on each vCPU.
 struct Slots {
     next: Vec<u8>,
-    turn: usize,
 }
 
 impl Slots {
-    /// `count` slots in a row on one vCPU.
-    fn take(&mut self, count: u8) -> Option<Slot> {
+    /// `count` slots in a row on one vCPU, for the `turn`th time: vCPUs in turn, and every round begins one further, so
+    /// that what every other vector does is not done on every other vCPU.
+    fn take(&mut self, turn: u32, count: u8) -> Option<Slot> {
         let vcpus = self.next.len();
-        let vcpu = (0..vcpus).map(|k| (self.turn + k) % vcpus).find(|&vcpu| self.next[vcpu] <= HIGHEST + 1 - count)?;
-        self.turn = (vcpu + 1) % vcpus;
+        let first = turn as usize + turn as usize / vcpus;
+        let vcpu = (0..vcpus).map(|k| (first + k) % vcpus).find(|&vcpu| self.next[vcpu] <= HIGHEST + 1 - count)?;
         let vector = self.next[vcpu];
         self.next[vcpu] += count;
         Some(Slot { vcpu: vcpu as u32, vector })
@@ -95,7 +95,7 @@ impl Plan {
     /// # Errors
     /// One line, if the machine has more vectors than its vCPUs.
     pub fn new(machine: &Machine) -> Result<Self, String> {
-        let mut slots = Slots { next: vec![LOWEST; machine.vcpus as usize], turn: 0 };
+        let mut slots = Slots { next: vec![LOWEST; machine.vcpus as usize] };
         let mut next_pin = FIRST_PIN;
         let mut plan = Self { vcpus: machine.vcpus, devices: Vec::new(), vectors: Vec::new() };
         for (device, source) in machine.sources.iter().enumerate() {
@@ -124,13 +124,13 @@ impl Plan {
             match source.wiring {
                 Wiring::Vectors(vectors) => {
                     for number in 0..vectors {
-                        let slot = slots.take(1).ok_or_else(full)?;
+                        let slot = slots.take(number, 1).ok_or_else(full)?;
                         plan.vectors.push(vector(number, slot, Wire::MsiX { entry: number as u16 }));
                     }
                 }
                 Wiring::Lines { lines, sharers, resample } => {
                     for line in 0..lines {
-                        let first = slots.take(sharers as u8).ok_or_else(full)?;
+                        let first = slots.take(line, sharers as u8).ok_or_else(full)?;
                         let wire = Wire::Line { pin: next_pin, vector: first.vector, resample };
                         next_pin += 1;
                         for sharer in 0..sharers {
@@ -178,7 +178,10 @@ mod tests {
         let total: u64 = plan.vectors.iter().map(|vector| u64::from(vector.interrupts)).sum();
         assert_eq!(total, machine.interrupts());
         assert_eq!(plan.vectors.iter().filter(|vector| vector.lockstep).count(), 37, "half of them");
-        assert!((0..4).all(|vcpu| plan.vectors.iter().any(|vector| vector.slot.vcpu == vcpu)));
+        for lockstep in [true, false] {
+            let on = |vcpu| plan.vectors.iter().filter(|v| v.slot.vcpu == vcpu && v.lockstep == lockstep).count();
+            assert!((0..4).all(|vcpu| (8..=10).contains(&on(vcpu))), "spread over the vCPUs");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{histogram::Histogram, tally::Tally};
 
 pub use html::page;
-pub use table::{brief, table};
+pub use table::{brief, text};
 
 /// One vector of a run. In JSON, `held` and `duplicated` are left to the totals.
 #[derive(Clone, Debug, Serialize)]

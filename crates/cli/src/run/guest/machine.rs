@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use doorbell::kvm::{VcpuKick, Vm};
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_IRQCHIP_IOAPIC, kvm_enable_cap, kvm_irqchip};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::code::{self, BLOCK, LEDGER_BASE, MOST_VCPUS, block_base};
@@ -108,6 +108,20 @@ impl KernelMachine {
     /// The interrupt calls of the VM.
     pub fn irqs(&self) -> &Arc<Vm> {
         &self.irqs
+    }
+
+    /// Programs an entry of the kernel's IOAPIC, as a guest would through its registers.
+    ///
+    /// # Errors
+    /// One line: there is no such pin, or what the kernel refused.
+    pub fn set_redirection(&self, pin: u16, entry: u64) -> Result<(), String> {
+        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        self.vm.get_irqchip(&mut chip).map_err(|error| refused("KVM_GET_IRQCHIP", error))?;
+        // SAFETY: the kernel wrote the state of an IOAPIC, as `chip_id` asks, and any bytes are a valid one.
+        let ioapic = unsafe { &mut chip.chip.ioapic };
+        let slot = ioapic.redirtbl.get_mut(usize::from(pin)).ok_or_else(|| format!("the IOAPIC has no pin {pin}"))?;
+        slot.bits = entry;
+        self.vm.set_irqchip(&chip).map_err(|error| refused("KVM_SET_IRQCHIP", error))
     }
 
     /// Writes the guest's handlers for the vectors that the ledger says are in use, and starts the vCPU threads.

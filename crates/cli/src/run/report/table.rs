@@ -43,7 +43,7 @@ fn aligned(rows: &[Vec<String>], out: &mut String) {
 }
 
 /// The table of a run: every vector, every device, the total, and what went wrong.
-pub fn table(report: &Report, every_vector: bool) -> String {
+fn table(report: &Report, every_vector: bool) -> String {
     let mut rows = vec![HEAD.map(String::from).to_vec()];
     if every_vector {
         for vector in &report.vectors {
@@ -61,6 +61,19 @@ pub fn table(report: &Report, every_vector: bool) -> String {
     aligned(&rows, &mut out);
     out.push('\n');
     out += &verdict(report);
+    out
+}
+
+/// A run and those beside it, in full.
+pub fn text(report: &Report) -> String {
+    let mut out = table(report, true);
+    for beside in &report.beside {
+        let _ = writeln!(out, "\nBeside it, the same work on {} chips:\n", beside.chips);
+        out += &table(beside, false);
+    }
+    if let Some(parity) = &report.parity {
+        let _ = writeln!(out, "\n{}: {} passed, {} failed", parity.oracle, parity.passed, parity.failed);
+    }
     out
 }
 
