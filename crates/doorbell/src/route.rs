@@ -30,13 +30,17 @@
 
 mod cell;
 mod lease;
+#[cfg(all(test, not(loom)))]
+mod machine;
 mod policy;
+mod state;
 mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod trigger;
 
 pub use policy::{Initial, LineCalls, PinRoutes, RoutePolicy};
+pub use state::{GsiState, RouteTableState};
 pub use table::RouteTable;
 pub use trigger::{IrqTrigger, SharedTrigger};
 

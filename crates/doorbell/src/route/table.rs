@@ -296,7 +296,7 @@ impl RouteTable {
     }
 
     /// Whether a GSI may have these entries (G4, G6 and the policy).
-    fn validate(&self, gsi: u32, routes: &[Route]) -> Result<(), Error> {
+    pub(super) fn validate(&self, gsi: u32, routes: &[Route]) -> Result<(), Error> {
         for (at, route) in routes.iter().enumerate() {
             match route {
                 Route::Msi(_) if routes.len() > 1 => return Err(Error::ConflictingRoutes { gsi }),
@@ -336,7 +336,7 @@ impl RouteTable {
     }
 
     /// Gives one GSI that is not on loan its entries, which were validated. The lock is a witness.
-    fn apply(&self, config: &mut Config, gsi: u32, routes: &[Route]) {
+    pub(super) fn apply(&self, config: &mut Config, gsi: u32, routes: &[Route]) {
         if config.leases.is_lent(gsi) {
             return;
         }
@@ -356,13 +356,17 @@ impl RouteTable {
                     [Route::Msi(message), ..] => cell.set_message(message),
                     _ => cell.set_pins(&pins_of(routes)),
                 }
+                if kind != Kind::Pins {
+                    // As in KVM, a line that was raised before is not remembered for pins to come.
+                    cell.set_line(0);
+                }
                 slot.payload = Payload::new(0, kind).0;
             },
             |payload| self.deliver(cell, payload),
         );
     }
 
-    fn rebuild_reverse(&self, config: &mut Config) {
+    pub(super) fn rebuild_reverse(&self, config: &mut Config) {
         let mut order = Vec::new();
         for gsi in 0..Self::GSIS {
             if self.kind(gsi) == Kind::Pins {

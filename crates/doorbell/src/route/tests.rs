@@ -423,3 +423,54 @@ fn h8_h9_a_storm_meets_the_old_or_the_new_route_and_after_the_call_only_the_new(
     assert_eq!(target.torn.load(Ordering::Relaxed), 0);
     assert!(seen <= fired && seen > 0, "{seen} delivered of {fired}");
 }
+
+#[test]
+fn a_saved_table_is_restored_with_its_masks_and_lines() {
+    let (_, table) = table();
+    let gate = Gate::new(&table);
+    table.set(&[msi(24, 0x41), pin(5, 0, 5), pin(5, 2, 5), msi(25, 0x42)]).unwrap();
+    table.line(5, LineSource::RESAMPLE, true);
+    gate.mask(24).unwrap();
+    table.fire(24);
+    gate.mask(77).unwrap();
+    let lent = table.lease().unwrap();
+    let state = table.save();
+    assert_eq!(state.gsis.iter().map(|gsi| gsi.gsi).collect::<Vec<_>>(), [5, 24, 25, 77]);
+
+    let (recorder, restored) = table_with(RoutePolicy::S2_TABLE, false);
+    restored.set(&[msi(100, 1)]).unwrap();
+    restored.restore(&state).unwrap();
+    assert_eq!(restored.save(), state);
+    assert_eq!(restored.gsi_of_pin(Pin { chip: 2, pin: 5 }), Some(5));
+    assert!(recorder.data().is_empty() && recorder.edges().is_empty(), "nothing is delivered by a restore");
+    let gate = Gate::new(&restored);
+    gate.unmask(24).unwrap();
+    assert_eq!(recorder.data(), [0x41]);
+    assert!(!gate.is_pending(77));
+    assert_eq!(refused(table.restore(&state)), Errno::BUSY);
+    table.release(lent);
+    table.restore(&state).unwrap();
+}
+
+#[test]
+fn a_forged_table_is_refused_and_changes_nothing() {
+    let (_, table) = table();
+    table.set(&[msi(24, 0x41)]).unwrap();
+    let before = table.save();
+    let good = |gsi| GsiState { gsi, routes: vec![msi(0, 1).route], masked: true, pending: true, line: 0 };
+    let forged = [
+        vec![good(4096)],
+        vec![good(5), good(5)],
+        vec![good(6), good(5)],
+        vec![GsiState { masked: false, ..good(5) }],
+        vec![GsiState { line: 1, ..good(5) }],
+        vec![GsiState { routes: vec![msi(0, 1).route; 2], ..good(5) }],
+        vec![GsiState { routes: vec![pin(0, 2, 24).route], ..good(5) }],
+        vec![GsiState { routes: vec![pin(0, 2, 1).route; 5], ..good(5) }],
+    ];
+    for gsis in forged {
+        let state = RouteTableState { gsis };
+        assert_eq!(refused(table.restore(&state)), Errno::INVAL, "{state:?}");
+        assert_eq!(table.save(), before);
+    }
+}
