@@ -5,9 +5,11 @@
 //! ```
 
 pub mod chips;
+pub mod clock;
 pub mod delivery;
 pub mod error;
 pub mod gate;
+pub mod guest_ram;
 pub mod inflight;
 pub mod irq_line;
 pub mod irqfd;
