@@ -16,7 +16,7 @@ pub struct NoMemory {
 /// value, not read it again. Naturally aligned accesses of 2, 4 and 8 bytes are expected to be single copies.
 ///
 /// ```
-/// use doorbell::guest_ram::{GuestRam, NoMemory, RamBlock};
+/// use doorbell::guest_ram::{GuestRamExt, NoMemory, RamBlock};
 /// let ram = RamBlock::new(0x4000_0000, 0x1000);
 /// ram.write_le(0x4000_0008, 0x1122_3344u32)?;
 /// assert_eq!(ram.read_be::<u32>(0x4000_0008)?, 0x4433_2211);
@@ -35,15 +35,15 @@ pub trait GuestRam: Send + Sync {
     /// # Errors
     /// If any of it is no memory; nothing beyond the start of the hole is then stored.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), NoMemory>;
+}
 
+/// Numbers in guest memory; every [`GuestRam`] has these, a `dyn GuestRam` too.
+pub trait GuestRamExt: GuestRam {
     /// Loads a little-endian number.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
-    fn read_le<T: Word>(&self, address: u64) -> Result<T, NoMemory>
-    where
-        Self: Sized,
-    {
+    /// As [`read`](GuestRam::read).
+    fn read_le<T: Word>(&self, address: u64) -> Result<T, NoMemory> {
         let mut bytes = T::Bytes::default();
         self.read(address, bytes.as_mut())?;
         Ok(T::from_le(bytes))
@@ -52,11 +52,8 @@ pub trait GuestRam: Send + Sync {
     /// Loads a big-endian number.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
-    fn read_be<T: Word>(&self, address: u64) -> Result<T, NoMemory>
-    where
-        Self: Sized,
-    {
+    /// As [`read`](GuestRam::read).
+    fn read_be<T: Word>(&self, address: u64) -> Result<T, NoMemory> {
         let mut bytes = T::Bytes::default();
         self.read(address, bytes.as_mut())?;
         Ok(T::from_be(bytes))
@@ -65,25 +62,21 @@ pub trait GuestRam: Send + Sync {
     /// Stores a number, little-endian.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
-    fn write_le<T: Word>(&self, address: u64, value: T) -> Result<(), NoMemory>
-    where
-        Self: Sized,
-    {
+    /// As [`write`](GuestRam::write).
+    fn write_le<T: Word>(&self, address: u64, value: T) -> Result<(), NoMemory> {
         self.write(address, value.to_le().as_ref())
     }
 
     /// Stores a number, big-endian.
     ///
     /// # Errors
-    /// As [`write`](Self::write).
-    fn write_be<T: Word>(&self, address: u64, value: T) -> Result<(), NoMemory>
-    where
-        Self: Sized,
-    {
+    /// As [`write`](GuestRam::write).
+    fn write_be<T: Word>(&self, address: u64, value: T) -> Result<(), NoMemory> {
         self.write(address, value.to_be().as_ref())
     }
 }
+
+impl<R: GuestRam + ?Sized> GuestRamExt for R {}
 
 /// A number that fits a register or a table entry: `u8`, `u16`, `u32`, `u64`.
 pub trait Word: Copy {
