@@ -30,6 +30,15 @@ impl<T> UnsafeCell<T> {
     }
 }
 
+/// Orders a sequentially consistent access before a later one of the same thread.
+///
+/// The language promises that, so that a build needs nothing here; loom weakens such accesses and is told by a fence.
+#[inline(always)]
+pub(crate) fn seqcst_boundary() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+}
+
 /// The cheap half of the asymmetric barrier: orders the calling thread's accesses against a
 /// [`heavy_barrier`] of another thread.
 #[inline(always)]

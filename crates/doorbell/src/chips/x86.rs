@@ -1,3 +1,5 @@
 //! The x86 controllers.
+#![forbid(unsafe_code)]
+
 pub mod ioapic;
 pub mod lapic;

@@ -1,0 +1,293 @@
+//! The layouts of the local APIC (Intel SDM volume 3, chapter 11; x2APIC: section 11.12; messages: section 11.11).
+
+use bitfield_struct::bitfield;
+
+/// The registers by number: the xAPIC offset is 16 times it, the x2APIC MSR is 0x800 plus it.
+pub mod slot {
+    #![allow(missing_docs)]
+    pub const ID: usize = 0x02;
+    pub const VERSION: usize = 0x03;
+    pub const TPR: usize = 0x08;
+    pub const ARBITRATION: usize = 0x09;
+    pub const PPR: usize = 0x0a;
+    pub const EOI: usize = 0x0b;
+    pub const LDR: usize = 0x0d;
+    pub const DFR: usize = 0x0e;
+    pub const SVR: usize = 0x0f;
+    pub const ISR: usize = 0x10;
+    pub const TMR: usize = 0x18;
+    pub const IRR: usize = 0x20;
+    pub const ESR: usize = 0x28;
+    pub const LVT_CMCI: usize = 0x2f;
+    pub const ICR: usize = 0x30;
+    pub const ICR_HIGH: usize = 0x31;
+    pub const LVT_TIMER: usize = 0x32;
+    pub const LVT_THERMAL: usize = 0x33;
+    pub const LVT_PERFORMANCE: usize = 0x34;
+    pub const LVT_LINT0: usize = 0x35;
+    pub const LVT_LINT1: usize = 0x36;
+    pub const LVT_ERROR: usize = 0x37;
+    pub const TIMER_INITIAL: usize = 0x38;
+    pub const TIMER_CURRENT: usize = 0x39;
+    pub const TIMER_DIVIDE: usize = 0x3e;
+    pub const SELF_IPI: usize = 0x3f;
+    /// How many registers a page holds.
+    pub const COUNT: usize = 0x40;
+}
+
+/// What is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum DeliveryMode {
+    Fixed = 0,
+    LowestPriority = 1,
+    Smi = 2,
+    RemoteRead = 3,
+    Nmi = 4,
+    Init = 5,
+    Startup = 6,
+    ExtInt = 7,
+}
+
+impl DeliveryMode {
+    const fn into_bits(self) -> u8 {
+        self as u8
+    }
+
+    /// The mode with this number, of which the low three bits count.
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits & 7 {
+            0 => Self::Fixed,
+            1 => Self::LowestPriority,
+            2 => Self::Smi,
+            3 => Self::RemoteRead,
+            4 => Self::Nmi,
+            5 => Self::Init,
+            6 => Self::Startup,
+            _ => Self::ExtInt,
+        }
+    }
+}
+
+/// A destination that needs no number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Shorthand {
+    None = 0,
+    This = 1,
+    All = 2,
+    AllButThis = 3,
+}
+
+impl Shorthand {
+    const fn into_bits(self) -> u8 {
+        self as u8
+    }
+
+    const fn from_bits(bits: u8) -> Self {
+        match bits & 3 {
+            0 => Self::None,
+            1 => Self::This,
+            2 => Self::All,
+            _ => Self::AllButThis,
+        }
+    }
+}
+
+/// The low half of the interrupt command register (section 11.6.1).
+#[bitfield(u32)]
+pub struct Icr {
+    /// The vector.
+    pub vector: u8,
+    /// What is sent.
+    #[bits(3)]
+    pub delivery_mode: DeliveryMode,
+    /// The destination is logical.
+    pub logical: bool,
+    /// Read-only in xAPIC mode; always clear here, sending takes no time.
+    pub busy: bool,
+    __: bool,
+    /// Assert; only a level-triggered INIT is ever de-asserted.
+    pub assert: bool,
+    /// Level-triggered.
+    pub level: bool,
+    #[bits(2)]
+    __: u8,
+    /// Whom it goes to, instead of the destination.
+    #[bits(2)]
+    pub shorthand: Shorthand,
+    #[bits(12)]
+    __: u16,
+}
+
+impl Icr {
+    /// The bits that must be 0 in x2APIC mode.
+    pub const X2APIC_RESERVED: u64 = 0xfff3_2000;
+}
+
+/// The spurious-interrupt vector register (section 11.9).
+#[bitfield(u32)]
+pub struct Svr {
+    /// The vector of a spurious interrupt.
+    pub vector: u8,
+    /// Software enable.
+    pub enabled: bool,
+    /// Focus checking, without effect.
+    pub focus: bool,
+    #[bits(2)]
+    __: u8,
+    /// Ends of interrupt are not broadcast.
+    pub suppress_eoi_broadcast: bool,
+    #[bits(19)]
+    __: u32,
+}
+
+/// The version register.
+#[bitfield(u32)]
+pub struct VersionRegister {
+    /// 0x14.
+    pub version: u8,
+    __: u8,
+    /// The number of the last entry of the local vector table.
+    pub last_lvt: u8,
+    /// [`Svr::suppress_eoi_broadcast`] can be set.
+    pub can_suppress_eoi_broadcast: bool,
+    #[bits(7)]
+    __: u8,
+}
+
+/// An entry of the local vector table (section 11.5.1).
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct LvtEntry {
+    /// The vector.
+    pub vector: u8,
+    /// What is delivered.
+    #[bits(3)]
+    pub delivery_mode: DeliveryMode,
+    __: bool,
+    /// Read-only by the manual; KVM stores it.
+    pub delivery_status: bool,
+    /// The pin is active low.
+    pub active_low: bool,
+    /// Read-only by the manual; KVM stores it.
+    pub remote_irr: bool,
+    /// The pin is level-triggered.
+    pub level: bool,
+    /// Masked.
+    pub masked: bool,
+    /// Of the timer: 0 one-shot, 1 periodic, 2 TSC deadline.
+    #[bits(2)]
+    pub timer_mode: u8,
+    #[bits(13)]
+    __: u16,
+}
+
+impl LvtEntry {
+    /// The bits that the manual makes read-only.
+    pub const READ_ONLY: u32 = Self::new().with_delivery_status(true).with_remote_irr(true).into_bits();
+    const PLAIN: Self = Self::new().with_vector(0xff).with_delivery_status(true).with_masked(true);
+    const WITH_MODE: Self = Self::PLAIN.with_delivery_mode(DeliveryMode::ExtInt);
+    const PIN: Self = Self::WITH_MODE.with_active_low(true).with_remote_irr(true).with_level(true);
+
+    /// The bits that the entry in register `slot` has; 0 if there is no entry.
+    pub const fn implemented(slot: usize) -> u32 {
+        match slot {
+            slot::LVT_TIMER => Self::PLAIN.with_timer_mode(3).into_bits(),
+            slot::LVT_ERROR => Self::PLAIN.into_bits(),
+            slot::LVT_THERMAL | slot::LVT_PERFORMANCE => Self::WITH_MODE.into_bits(),
+            slot::LVT_LINT0 | slot::LVT_LINT1 => Self::PIN.into_bits(),
+            _ => 0,
+        }
+    }
+}
+
+/// The error status register (section 11.5.3).
+#[bitfield(u32)]
+pub struct Esr {
+    #[bits(5)]
+    __: u8,
+    /// A vector below 16 was sent.
+    pub send_illegal_vector: bool,
+    /// A vector below 16 was received.
+    pub receive_illegal_vector: bool,
+    /// A register that does not exist was touched.
+    pub illegal_register: bool,
+    #[bits(24)]
+    __: u32,
+}
+
+impl Esr {
+    /// The errors that are ever recorded.
+    pub const KNOWN: u32 = Self::new()
+        .with_send_illegal_vector(true)
+        .with_receive_illegal_vector(true)
+        .with_illegal_register(true)
+        .into_bits();
+}
+
+/// The MSR IA32_APIC_BASE (section 11.4.4).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct ApicBase {
+    __: u8,
+    /// This is the boot CPU.
+    pub bootstrap: bool,
+    __: bool,
+    /// x2APIC mode.
+    pub x2apic: bool,
+    /// The APIC is there at all.
+    pub enabled: bool,
+    /// The page of the xAPIC window.
+    #[bits(52)]
+    pub page: u64,
+}
+
+impl ApicBase {
+    /// The MSR's number.
+    pub const MSR: u32 = 0x1b;
+    /// After reset, without the boot CPU's mark.
+    pub const RESET: Self = Self::new().with_page(0xfee00).with_enabled(true);
+    /// The bits that must be 0, apart from those above the physical address width.
+    pub const RESERVED: u64 = 0x2ff;
+}
+
+/// The address of a message (section 11.11.1), with KVM's high bits of the destination.
+#[bitfield(u64)]
+pub struct MessageAddress {
+    #[bits(2)]
+    __: u8,
+    /// The destination is logical.
+    pub logical: bool,
+    /// Redirection hint: exactly one CPU of those that match.
+    pub hint: bool,
+    __: u8,
+    /// The destination.
+    pub destination: u8,
+    /// 0xfee.
+    #[bits(12)]
+    pub prefix: u16,
+    __: u8,
+    /// Bits 31:8 of the destination, if such ids are enabled.
+    #[bits(24)]
+    pub destination_high: u32,
+}
+
+/// The data of a message (section 11.11.2).
+#[bitfield(u32)]
+pub struct MessageData {
+    /// The vector.
+    pub vector: u8,
+    /// What is delivered.
+    #[bits(3)]
+    pub delivery_mode: DeliveryMode,
+    #[bits(3)]
+    __: u8,
+    /// Assert; KVM takes every message as asserted.
+    pub assert: bool,
+    /// Level-triggered.
+    pub level: bool,
+    __: u16,
+}

@@ -1,0 +1,138 @@
+//! The local APIC's state: KVM's register page, and the whole.
+
+use super::{
+    local::LocalApic,
+    registers::{Esr, slot},
+    shared::Events,
+};
+use crate::Error;
+
+/// The size of `struct kvm_lapic_state`: 64 registers, each in the first 4 of 16 bytes.
+pub const LAPIC_PAGE: usize = 1024;
+
+/// Everything that a [`LocalApic`] and its shared half remember, to be restored into one with the same options and id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct LocalApicState {
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// The registers, [`LAPIC_PAGE`] bytes as in KVM's page.
+    pub page: Vec<u8>,
+    /// Pending events other than vectors.
+    pub events: u32,
+    /// Errors that the guest has not read yet.
+    pub errors: u32,
+    /// Between INIT and SIPI.
+    pub waits_for_sipi: bool,
+}
+
+fn register_of(page: &[u8; LAPIC_PAGE], register: usize) -> u32 {
+    let at = register * 16;
+    u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
+}
+
+fn words_of(page: &[u8; LAPIC_PAGE], first: usize) -> [u64; 4] {
+    std::array::from_fn(|word| {
+        let low = register_of(page, first + 2 * word);
+        let high = register_of(page, first + 2 * word + 1);
+        u64::from(high) << 32 | u64::from(low)
+    })
+}
+
+impl LocalApic {
+    /// What `KVM_GET_LAPIC` returns.
+    pub fn page(&self) -> [u8; LAPIC_PAGE] {
+        let mut registers = self.registers;
+        let mut words = |first: usize, words: [u64; 4]| {
+            for (word, bits) in words.into_iter().enumerate() {
+                registers[first + 2 * word] = bits as u32;
+                registers[first + 2 * word + 1] = (bits >> 32) as u32;
+            }
+        };
+        words(slot::ISR, self.isr);
+        words(slot::TMR, self.shared().tmr());
+        words(slot::IRR, self.shared().irr());
+        registers[slot::PPR] = u32::from(self.ppr());
+        registers[slot::TIMER_CURRENT] = 0;
+        if self.base.x2apic() && !self.set.options().extended_ids {
+            registers[slot::ID] = self.id << 24;
+        }
+        let mut page = [0; LAPIC_PAGE];
+        for (bytes, value) in page.chunks_exact_mut(16).zip(registers) {
+            bytes[..4].copy_from_slice(&value.to_le_bytes());
+        }
+        page
+    }
+
+    /// What `KVM_SET_LAPIC` does: the registers as they are given, apart from the version, and in x2APIC mode the id and
+    /// the logical id. The bytes between the registers, which KVM keeps, are not kept.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another id than this APIC's in x2APIC mode with
+    /// [`extended_ids`](super::ApicOptions::extended_ids). As in KVM, the spurious-interrupt vector register has been
+    /// taken over by then.
+    pub fn set_page(&mut self, page: &[u8; LAPIC_PAGE]) -> Result<(), Error> {
+        self.registers[slot::SVR] = register_of(page, slot::SVR);
+        let id = register_of(page, slot::ID);
+        if self.base.x2apic() && self.set.options().extended_ids && id != self.id {
+            self.tell();
+            return Err(Error::Invalid { what: "x2APIC id", value: u64::from(id), allowed: "this APIC's own" });
+        }
+        let version = self.registers[slot::VERSION];
+        for (register, value) in self.registers.iter_mut().enumerate() {
+            *value = register_of(page, register);
+        }
+        self.registers[slot::VERSION] = version;
+        if self.base.x2apic() {
+            self.registers[slot::ID] = self.id;
+            self.registers[slot::LDR] = self.x2apic_ldr();
+        }
+        self.isr = words_of(page, slot::ISR);
+        self.shared().set_vectors(words_of(page, slot::IRR), words_of(page, slot::TMR));
+        self.tell();
+        Ok(())
+    }
+
+    /// Everything, for [`restore`](Self::restore).
+    pub fn save(&self) -> LocalApicState {
+        let Self { set: _, index: _, id: _, base, registers: _, isr: _, waits_for_sipi, told: _ } = self;
+        LocalApicState {
+            base: base.into_bits(),
+            page: self.page().to_vec(),
+            events: self.shared().events().into_bits(),
+            errors: self.shared().errors(),
+            waits_for_sipi: *waits_for_sipi,
+        }
+    }
+
+    /// Takes over a saved state. Nobody is woken: the vCPU looks at [`next`](Self::next) before it sleeps.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`] if no APIC can be in that state; nothing is changed then.
+    pub fn restore(&mut self, state: &LocalApicState) -> Result<(), Error> {
+        let LocalApicState { base, page, events, errors, waits_for_sipi } = state;
+        let page: &[u8; LAPIC_PAGE] = page
+            .as_slice()
+            .try_into()
+            .map_err(|_| Error::Snapshot(format!("local APIC: a page of {} bytes, not {LAPIC_PAGE}", page.len())))?;
+        let invalid = |what: &str, value: u32| Err(Error::Snapshot(format!("local APIC: {what} {value:#x}")));
+        let Ok(new_base) = self.check_base(*base) else {
+            return Err(Error::Snapshot(format!("local APIC: reserved bits in IA32_APIC_BASE {base:#x}")));
+        };
+        let id = register_of(page, slot::ID);
+        if new_base.x2apic() && self.set.options().extended_ids && id != self.id {
+            return invalid("the x2APIC id of another one,", id);
+        }
+        if events & !Events::KNOWN != 0 {
+            return invalid("unknown events", *events);
+        }
+        if errors & !Esr::KNOWN != 0 {
+            return invalid("unknown errors", *errors);
+        }
+        self.base = new_base;
+        self.set_page(page)?;
+        self.shared().set_events(Events::from_bits(*events), *errors);
+        self.waits_for_sipi = *waits_for_sipi;
+        Ok(())
+    }
+}
