@@ -8,7 +8,7 @@
 //!
 //! The registers ([`msix`], [`msi`]) know what the guest wrote; a [`MaskStrategy`] knows what becomes of the events of
 //! a masked vector. [`InjectorMask`] is strategy S5-A, the mask bit beside the injector, with GSIs taken only for
-//! vectors that are unmasked; `SharedMsix` is its form for a device in another process.
+//! vectors that are unmasked; [`SharedMsix`](shared::SharedMsix) is its form for a device in another process.
 //!
 //! ```
 //! use doorbell::pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool};
@@ -24,6 +24,7 @@
 pub mod injector;
 pub mod msi;
 pub mod msix;
+pub mod shared;
 mod strategy;
 
 pub use injector::{InjectorMask, InjectorOptions, MsixTrigger, MsixVector, VectorEvent, VectorPool};
@@ -33,3 +34,5 @@ pub use strategy::{MaskStrategy, WhileDisabled};
 
 #[cfg(all(test, not(loom)))]
 mod fake_path;
+#[cfg(all(test, target_os = "linux", not(loom)))]
+mod rig;

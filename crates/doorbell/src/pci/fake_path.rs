@@ -26,6 +26,25 @@ struct State {
     refuse: Option<u64>,
 }
 
+/// A path whose outcome a test can see.
+pub(super) trait TestPath: VectorPath {
+    /// What was sent since the last call.
+    fn take_sent(&self) -> Vec<MsiMessage>;
+
+    /// How many GSIs are on loan.
+    fn lent(&self) -> usize;
+}
+
+impl TestPath for FakePath {
+    fn take_sent(&self) -> Vec<MsiMessage> {
+        std::mem::take(&mut self.state().sent)
+    }
+
+    fn lent(&self) -> usize {
+        self.state().gsis.len()
+    }
+}
+
 /// See the module.
 pub(super) struct FakePath {
     state: Mutex<State>,
@@ -45,16 +64,6 @@ impl FakePath {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test panics inside")
-    }
-
-    /// What was sent since the last call.
-    pub(super) fn take_sent(&self) -> Vec<MsiMessage> {
-        std::mem::take(&mut self.state().sent)
-    }
-
-    /// How many GSIs are on loan.
-    pub(super) fn lent(&self) -> usize {
-        self.state().gsis.len()
     }
 
     /// How many calls of `set_message` and `set_messages` there were.

@@ -206,7 +206,14 @@ impl<S: MaskStrategy> MsiCapability<S> {
     pub fn save(&self) -> MsiState {
         let Self { strategy, next: _, registers, device: _ } = self;
         let Registers { control, address, data, mask } = *registers;
-        MsiState { control: control.into_bits(), address, data, mask, pending: strategy.pending_word(0) as u32 }
+        MsiState {
+            control: control.into_bits(),
+            address,
+            data,
+            mask,
+            pending: strategy.pending_word(0) as u32,
+            strategy: strategy.save(),
+        }
     }
 
     /// Puts a saved state in place of the present one. Nothing is sent but what was pending and unmasked.
@@ -215,7 +222,7 @@ impl<S: MaskStrategy> MsiCapability<S> {
     /// [`Error::Snapshot`] if the state is none that [`save`](Self::save) can give for a function of this form; nothing
     /// has changed then.
     pub fn restore(&mut self, state: &MsiState) -> Result<(), Error> {
-        let MsiState { control, address, data, mask, pending } = *state;
+        let MsiState { control, address, data, mask, pending, ref strategy } = *state;
         let written = MessageControl::from_bits(control);
         let form = self.registers.control.with_enable(written.enable()).with_enabled(written.enabled());
         let offsets = Offsets::of(form);
@@ -233,7 +240,9 @@ impl<S: MaskStrategy> MsiCapability<S> {
         if mask & !maskable != 0 || pending & !self.implemented() != 0 {
             return refuse(format!("MSI mask {mask:#x} or pending bits {pending:#x} beyond the function's vectors"));
         }
+        self.strategy.validate(strategy)?;
         self.reset();
+        self.strategy.restore(strategy);
         for vector in vectors(pending) {
             self.strategy.set_pending(vector, true);
         }
@@ -256,6 +265,8 @@ pub struct MsiState {
     pub mask: u32,
     /// The pending bits, those of vectors that are not allotted too.
     pub pending: u32,
+    /// What the [`MaskStrategy`] keeps beyond that.
+    pub strategy: Vec<u64>,
 }
 
 /// The numbers of the bits that are set.

@@ -2,12 +2,12 @@
 
 mod capability;
 pub mod registers;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, target_os = "linux", not(loom)))]
 mod rules;
 mod state;
 mod table;
 
 pub use capability::{MsixCapability, RegisterPlace};
-pub(in crate::pci) use state::refuse;
 pub use state::{MsixEntryState, MsixState};
+pub(in crate::pci) use state::{refuse, validate_bits};
 pub use table::MsixTable;

@@ -1,6 +1,7 @@
 //! The seam behind the mask bit: how a masked vector keeps its events.
 
-use crate::MsiMessage;
+use super::msix::refuse;
+use crate::{Error, MsiMessage};
 
 /// What a device does with an event while its MSI or MSI-X is off (msix.md M11). The specification leaves it open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,4 +72,77 @@ pub trait MaskStrategy: Send {
 
     /// The function is reset: every vector masked, nothing pending, nothing held, not enabled.
     fn reset(&mut self);
+
+    /// What is to be saved beyond the pending bits: words that only this strategy understands.
+    fn save(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// Whether [`restore`](Self::restore) could take these words. It must assume that a guest has written them.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`].
+    fn validate(&self, saved: &[u64]) -> Result<(), Error> {
+        if saved.is_empty() { Ok(()) } else { refuse(format!("{} words for a strategy that saves none", saved.len())) }
+    }
+
+    /// Puts back what [`save`](Self::save) gave and [`validate`](Self::validate) accepted. Comes after a reset and
+    /// before the pending bits.
+    fn restore(&mut self, saved: &[u64]) {
+        let _ = saved;
+    }
+}
+
+impl<S: MaskStrategy + ?Sized> MaskStrategy for Box<S> {
+    fn vectors(&self) -> u16 {
+        (**self).vectors()
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        (**self).set_enabled(enabled);
+    }
+
+    fn mask(&mut self, vector: u16) {
+        (**self).mask(vector);
+    }
+
+    fn mask_many(&mut self, vectors: &[u16]) {
+        (**self).mask_many(vectors);
+    }
+
+    fn unmask(&mut self, vector: u16, message: &MsiMessage) {
+        (**self).unmask(vector, message);
+    }
+
+    fn unmask_many(&mut self, batch: &[(u16, MsiMessage)]) {
+        (**self).unmask_many(batch);
+    }
+
+    fn is_pending(&self, vector: u16) -> bool {
+        (**self).is_pending(vector)
+    }
+
+    fn pending_word(&self, word: u16) -> u64 {
+        (**self).pending_word(word)
+    }
+
+    fn set_pending(&mut self, vector: u16, pending: bool) {
+        (**self).set_pending(vector, pending);
+    }
+
+    fn reset(&mut self) {
+        (**self).reset();
+    }
+
+    fn save(&self) -> Vec<u64> {
+        (**self).save()
+    }
+
+    fn validate(&self, saved: &[u64]) -> Result<(), Error> {
+        (**self).validate(saved)
+    }
+
+    fn restore(&mut self, saved: &[u64]) {
+        (**self).restore(saved);
+    }
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use super::{InjectorMask, InjectorOptions, VectorEvent, VectorPool};
 use crate::{
     MsiMessage,
-    pci::{MaskStrategy, fake_path::FakePath},
+    pci::{
+        MaskStrategy, WhileDisabled,
+        fake_path::{FakePath, TestPath},
+    },
 };
 
 type Pool = Arc<VectorPool<FakePath>>;
@@ -226,4 +229,17 @@ fn trigger_follows_its_vector_from_gsi_to_gsi() {
     }
     unmask(&mut function, 1);
     assert_eq!(sent(&path), [1; 7]);
+}
+
+#[test]
+fn dropped_events_are_counted() {
+    let path = FakePath::new(1);
+    let options = InjectorOptions { while_disabled: WhileDisabled::Drop };
+    let mut function = InjectorMask::new(&VectorPool::new(path.clone()), 1, options).unwrap();
+    assert_eq!(fire(&function, 0), VectorEvent::Dropped);
+    function.set_enabled(true);
+    assert_eq!(fire(&function, 0), VectorEvent::Pending);
+    function.set_enabled(false);
+    assert_eq!((fire(&function, 0), function.counters().dropped), (VectorEvent::Dropped, 2));
+    assert!(function.is_pending(0), "what came before stays (M9)");
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use super::{MsiCapability, MsiOptions, MsiState};
 use crate::{
     MsiMessage,
-    pci::{InjectorMask, InjectorOptions, VectorEvent, VectorPool, fake_path::FakePath},
+    pci::{
+        InjectorMask, InjectorOptions, VectorEvent, VectorPool,
+        fake_path::{FakePath, TestPath},
+    },
 };
 
 type Capability = MsiCapability<InjectorMask<FakePath>>;
@@ -169,7 +172,7 @@ fn saved_state_comes_back_and_nothing_is_replayed_twice() {
 #[test]
 fn hostile_states_are_refused_and_change_nothing() {
     let (_, mut msi) = function(8, false, false);
-    let good = MsiState { control: 3 << 1 | 1, address: 0xfee0_0000, data: 7, mask: 0, pending: 1 };
+    let good = MsiState { control: 3 << 1 | 1, address: 0xfee0_0000, data: 7, mask: 0, pending: 1, strategy: vec![] };
     let before = msi.save();
     for bad in [
         MsiState { control: 4 << 1, ..good.clone() },
@@ -180,6 +183,7 @@ fn hostile_states_are_refused_and_change_nothing() {
         MsiState { address: 1 << 32, ..good.clone() },
         MsiState { mask: 1, ..good.clone() },
         MsiState { pending: 1 << 8, ..good.clone() },
+        MsiState { strategy: vec![0], ..good.clone() },
     ] {
         assert!(msi.restore(&bad).is_err(), "{bad:?}");
         assert_eq!(msi.save(), before);

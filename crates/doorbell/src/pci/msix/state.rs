@@ -25,12 +25,15 @@ pub struct MsixState {
     pub entries: Vec<MsixEntryState>,
     /// The pending bits, 64 to a word, as in the PBA; bits beyond the table are 0.
     pub pending: Vec<u64>,
+    /// What the [`MaskStrategy`](crate::pci::MaskStrategy) keeps beyond that.
+    pub strategy: Vec<u64>,
 }
 
 impl MsixState {
     /// Checks everything that a table of `vectors` vectors relies on.
     pub(super) fn validate(&self, vectors: u16) -> Result<MessageControl, Error> {
-        let Self { control, entries, pending } = self;
+        // The strategy's words are checked by the strategy.
+        let Self { control, entries, pending, strategy: _ } = self;
         let control = MessageControl::from_bits(*control);
         let allowed = MessageControl::WRITABLE.with_table_size(vectors - 1).into_bits();
         if control.table_size() != vectors - 1 || control.into_bits() & !allowed != 0 {
@@ -48,21 +51,21 @@ impl MsixState {
         }) {
             return refuse(format!("MSI-X address {:#x} is not a multiple of 4", entry.address));
         }
-        validate_pending(pending, vectors)?;
+        validate_bits("pending bits", pending, vectors)?;
         Ok(control)
     }
 }
 
 /// Checks that there is a word for each 64 vectors and no bit beyond the last one.
-pub(in crate::pci) fn validate_pending(pending: &[u64], vectors: u16) -> Result<(), Error> {
+pub(in crate::pci) fn validate_bits(what: &str, bits: &[u64], vectors: u16) -> Result<(), Error> {
     let words = usize::from(vectors.div_ceil(64));
-    if pending.len() != words {
-        return refuse(format!("{} words of pending bits for {vectors} vectors, not {words}", pending.len()));
+    if bits.len() != words {
+        return refuse(format!("{} words of {what} for {vectors} vectors, not {words}", bits.len()));
     }
     let used = vectors % 64;
-    match pending.last() {
+    match bits.last() {
         Some(last) if used != 0 && last >> used != 0 => {
-            refuse(format!("pending bits {last:#x} beyond the last of {vectors} vectors"))
+            refuse(format!("{what} {last:#x} beyond the last of {vectors} vectors"))
         }
         _ => Ok(()),
     }

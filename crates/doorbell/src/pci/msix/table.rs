@@ -231,6 +231,7 @@ impl<S: MaskStrategy> MsixTable<S> {
                 })
                 .collect(),
             pending: (0..self.vectors().div_ceil(64)).map(|word| strategy.pending_word(word)).collect(),
+            strategy: strategy.save(),
         }
     }
 
@@ -242,8 +243,10 @@ impl<S: MaskStrategy> MsixTable<S> {
     /// has changed then.
     pub fn restore(&mut self, state: &MsixState) -> Result<(), Error> {
         let control = state.validate(self.vectors())?;
-        let MsixState { control: _, entries, pending } = state;
+        let MsixState { control: _, entries, pending, strategy } = state;
+        self.strategy.validate(strategy)?;
         self.reset();
+        self.strategy.restore(strategy);
         for (entry, saved) in self.entries.iter_mut().zip(entries) {
             let MsixEntryState { address, data, masked } = *saved;
             entry.write(ADDRESS_LOW, address as u32);
