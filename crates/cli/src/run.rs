@@ -16,7 +16,6 @@ pub mod device;
 mod fault;
 pub mod guest;
 mod handover;
-#[allow(dead_code)]
 mod histogram;
 mod kernel;
 pub mod ledger;
@@ -24,9 +23,9 @@ pub mod machine;
 pub mod plan;
 mod process;
 mod report;
+mod soft;
 mod stop;
 mod tally;
-#[allow(dead_code)]
 mod trace;
 mod watch;
 
@@ -169,6 +168,10 @@ fn run_on(chips: Chips, args: &Args, machine: &Machine, plan: &Plan) -> Result<O
     let run = Run { machine: &machine.name, chips: chips.name(), plan, patience, poll };
     run.go(|ledger, memory, doorbells| -> Result<Box<dyn Running>, String> {
         match chips {
+            Chips::Soft => {
+                let options = soft::Options { fault: args.fault, seed: args.seed, trace: args.trace.is_some() };
+                Ok(Box::new(soft::Soft::start(plan, ledger, doorbells, &options)?))
+            }
             Chips::Kernel => Ok(Box::new(kernel::Kernel::start(plan, ledger, memory, doorbells)?)),
             _ => Err("not there yet".into()),
         }

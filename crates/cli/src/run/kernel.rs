@@ -5,13 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use doorbell::{MsiMessage, kvm::KernelRoute};
+use doorbell::kvm::KernelRoute;
 
 use super::{
     coordinator::{Ended, Running},
     guest::{self, KernelMachine},
     ledger::{Ledger, Slot},
-    plan::{Plan, Vector, Wire},
+    plan::{Plan, Vector, Wire, message, redirection},
     process::Doorbell,
     report::Problem,
 };
@@ -20,16 +20,6 @@ use super::{
 const IOAPIC: u8 = 2;
 /// The first GSI of the MSI-X vectors: those below are the IOAPIC's pins.
 const FIRST_MESSAGE: u32 = 24;
-
-/// The message that arrives in a slot: fixed delivery, edge, to one local APIC by its id.
-pub fn message(slot: Slot) -> MsiMessage {
-    MsiMessage::new(0xfee0_0000 | u64::from(slot.vcpu) << 12, slot.vector.into())
-}
-
-/// The redirection entry of a line that arrives in a slot: fixed delivery to one local APIC by its id, active high.
-pub fn redirection(slot: Slot, vector: u8, level: bool) -> u64 {
-    u64::from(vector) | u64::from(level) << 15 | u64::from(slot.vcpu) << 56
-}
 
 /// A machine on the kernel's chips.
 pub struct Kernel {
@@ -59,11 +49,11 @@ impl Kernel {
                     gsis.push(next);
                     next += 1;
                 }
-                Wire::Line { pin, vector: arrives, resample } => {
-                    let gsi = u32::from(pin);
+                Wire::Line(line) => {
+                    let gsi = u32::from(line.pin);
                     if !gsis.contains(&gsi) {
-                        routes.push(KernelRoute::Pin { gsi, chip: IOAPIC, pin });
-                        machine.set_redirection(pin, redirection(vector.slot, arrives, resample))?;
+                        routes.push(KernelRoute::Pin { gsi, chip: IOAPIC, pin: line.pin });
+                        machine.set_redirection(line.pin, redirection(vector.slot.vcpu, line))?;
                     }
                     gsis.push(gsi);
                 }
@@ -86,8 +76,8 @@ impl Running for Kernel {
         let (gsi, arrives) = (self.gsis[index], vector.arrives_as());
         match vector.wire {
             Wire::MsiX { .. } => format!("irqfd → GSI {gsi} → KVM local APIC {vcpu} → {arrives:#x}"),
-            Wire::Line { pin, resample, .. } => {
-                let end = if resample { " → resample" } else { "" };
+            Wire::Line(line) => {
+                let (pin, end) = (line.pin, if line.resample { " → resample" } else { "" });
                 format!("irqfd → GSI {gsi} → KVM IOAPIC pin {pin} → local APIC {vcpu} → {arrives:#x}{end}")
             }
         }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use doorbell::MsiMessage;
+
 use super::{
     ledger::{FIRST_VECTOR, Ledger, SPAN_LEVEL, Slot},
     machine::{Machine, Wiring},
@@ -23,14 +25,28 @@ pub enum Wire {
         entry: u16,
     },
     /// A line of the IOAPIC.
-    Line {
-        /// The pin.
-        pin: u16,
-        /// The vector that the pin's entry holds: the first slot of those that share it.
-        vector: u8,
-        /// A level line with a resample descriptor; otherwise an edge.
-        resample: bool,
-    },
+    Line(Line),
+}
+
+/// A line of the IOAPIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Line {
+    /// The pin.
+    pub pin: u16,
+    /// The vector that the pin's entry holds: the first slot of those that share it.
+    pub vector: u8,
+    /// A level line with a resample descriptor; otherwise an edge.
+    pub resample: bool,
+}
+
+/// The message that arrives in a slot: fixed delivery, edge, to one local APIC by its id.
+pub fn message(slot: Slot) -> MsiMessage {
+    MsiMessage::new(0xfee0_0000 | u64::from(slot.vcpu) << 12, slot.vector.into())
+}
+
+/// The redirection entry of a line: fixed delivery to one local APIC by its id, active high, unmasked.
+pub fn redirection(vcpu: u32, line: Line) -> u64 {
+    u64::from(line.vector) | u64::from(line.resample) << 15 | u64::from(vcpu) << 56
 }
 
 /// One interrupt source: an eventfd of a device and where it arrives.
@@ -51,12 +67,22 @@ pub struct Vector {
 }
 
 impl Vector {
+    /// Its line, if it has one.
+    pub fn line(&self) -> Option<Line> {
+        match self.wire {
+            Wire::MsiX { .. } => None,
+            Wire::Line(line) => Some(line),
+        }
+    }
+
+    /// It is a level line.
+    pub fn is_level(&self) -> bool {
+        self.line().is_some_and(|line| line.resample)
+    }
+
     /// The x86 vector that arrives at the vCPU.
     pub fn arrives_as(&self) -> u8 {
-        match self.wire {
-            Wire::MsiX { .. } => self.slot.vector,
-            Wire::Line { vector, .. } => vector,
-        }
+        self.line().map_or(self.slot.vector, |line| line.vector)
     }
 }
 
@@ -131,7 +157,7 @@ impl Plan {
                 Wiring::Lines { lines, sharers, resample } => {
                     for line in 0..lines {
                         let first = slots.take(line, sharers as u8).ok_or_else(full)?;
-                        let wire = Wire::Line { pin: next_pin, vector: first.vector, resample };
+                        let wire = Wire::Line(Line { pin: next_pin, vector: first.vector, resample });
                         next_pin += 1;
                         for sharer in 0..sharers {
                             let slot = Slot { vector: first.vector + sharer as u8, ..first };
@@ -150,7 +176,7 @@ impl Plan {
             let first = usize::from(vector.arrives_as() - FIRST_VECTOR);
             let span = &ledger.cpu(vector.slot.vcpu).span[first];
             let count = (span.load(Ordering::Relaxed) & !SPAN_LEVEL) + 1;
-            let level = matches!(vector.wire, Wire::Line { resample: true, .. });
+            let level = vector.is_level();
             // Relaxed: the handlers start later.
             span.store(count | if level { SPAN_LEVEL } else { 0 }, Ordering::Relaxed);
         }

@@ -18,7 +18,7 @@ use rustix::{
 
 use super::{
     handover::{self, Setup, SetupVector},
-    plan::{Plan, Vector, Wire},
+    plan::{Plan, Vector},
 };
 
 /// The descriptors of one vector.
@@ -37,13 +37,8 @@ impl Doorbell {
     /// What the operating system says; most likely that there are too many descriptors.
     pub fn new(vector: &Vector) -> io::Result<Self> {
         let eventfd = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let level = is_level(vector);
-        Ok(Self { eventfd: eventfd()?, resample: if level { Some(eventfd()?) } else { None } })
+        Ok(Self { eventfd: eventfd()?, resample: if vector.is_level() { Some(eventfd()?) } else { None } })
     }
-}
-
-fn is_level(vector: &Vector) -> bool {
-    matches!(vector.wire, Wire::Line { resample: true, .. })
 }
 
 /// One device process.
@@ -75,7 +70,7 @@ impl Device {
             slot: vector.slot,
             lockstep: vector.lockstep,
             interrupts: vector.interrupts,
-            level: is_level(vector),
+            level: vector.is_level(),
         });
         let setup = Setup { index, vectors: vectors.collect() };
         let mut descriptors = Vec::new();

@@ -2,10 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{
-    ledger::Ledger,
-    plan::{Vector, Wire},
-};
+use super::{ledger::Ledger, plan::Vector};
 
 /// The figures of one vector, or of many.
 ///
@@ -60,7 +57,7 @@ impl Tally {
             again: page.again[index].load(Ordering::Relaxed).into(),
             missed: signals.missed[index].load(Ordering::Relaxed).into(),
         };
-        let level = matches!(vector.wire, Wire::Line { resample: true, .. });
+        let level = vector.is_level();
         Self::from_words(words, vector.lockstep, level, pending)
     }
 
@@ -80,11 +77,8 @@ impl Tally {
         let entered = count + late;
         let delivered = entered.min(signalled);
         let unseen = if lockstep { signalled - delivered } else { signalled.saturating_sub(seen) };
-        let held = match (pending, lockstep) {
-            (false, _) => 0,
-            (true, true) => unseen.min(1),
-            (true, false) => unseen,
-        };
+        // A pending interrupt stands for every number since the one that was seen.
+        let held = if pending { signalled.saturating_sub(seen).min(unseen) } else { 0 };
         let lost = unseen - held;
         Self {
             signalled,
@@ -154,9 +148,9 @@ mod tests {
 
     #[test]
     fn what_is_pending_at_a_stuck_vcpu_is_held_and_not_lost() {
-        let words = Words { sent: 10, seen: 7, count: 7, missed: 2, ..Words::default() };
+        let words = Words { sent: 10, seen: 7, count: 6, missed: 3, ..Words::default() };
         let lockstep = Tally::from_words(words, true, false, true);
-        assert_eq!((lockstep.held, lockstep.lost), (1, 2));
+        assert_eq!((lockstep.held, lockstep.lost), (3, 1), "one was lost before");
         let free = Tally::from_words(words, false, false, true);
         assert_eq!((free.held, free.lost), (3, 0));
     }

@@ -1,0 +1,218 @@
+//! The thread of one vCPU: takes interrupts from its local APIC, handles them as a guest's driver would, ends them, and
+//! sleeps when there are none.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use doorbell::chips::x86::lapic::LocalApic;
+
+use super::Shared;
+use crate::run::{
+    device,
+    histogram::Histogram,
+    ledger::{FIRST_VECTOR, SLOTS, now_ns},
+    plan::{Plan, Wire},
+    trace::{Event, Recorder},
+};
+
+/// A vector is masked after one interrupt of this many, and a whole function after one of this many times 64.
+const MASK_ONE_OF: u64 = 64;
+/// A mask lasts this many interrupts of the vCPU, or until it has nothing else to do.
+const MASK_LASTS: u32 = 12;
+/// With the fault: the interrupt that is not ended.
+const STUCK_AT: u32 = 100;
+
+/// What a handler must know of a slot.
+#[derive(Clone, Copy)]
+struct Handler {
+    /// The index of its vector in the plan.
+    vector: usize,
+    device: usize,
+    /// Its entry, if it is one of MSI-X.
+    entry: Option<u16>,
+}
+
+/// What the driver has masked.
+#[derive(Clone, Copy)]
+struct Mask {
+    device: usize,
+    /// `None`: the whole function.
+    entry: Option<u16>,
+    vector: u8,
+    /// Nothing of this vector was on its way when it was masked: it must not arrive.
+    quiet: bool,
+    left: u32,
+}
+
+/// What a vCPU has done when it stops.
+#[derive(Debug, Default)]
+pub struct Shift {
+    /// The latencies of its vectors, with their indices in the plan.
+    pub latencies: Vec<(usize, Histogram)>,
+    /// What is still pending.
+    pub pending: [u32; 8],
+    /// What it recorded.
+    pub recorder: Recorder,
+    /// How often it masked a vector, and a function.
+    pub masks: u64,
+    /// See `masks`.
+    pub function_masks: u64,
+    /// Interrupts that were pending when it unmasked.
+    pub replayed: u64,
+    /// Interrupts that came through a mask.
+    pub through: u64,
+}
+
+/// See the [module](self).
+pub struct Driver {
+    vcpu: u32,
+    apic: LocalApic,
+    shared: Arc<Shared>,
+    handlers: Vec<Option<Handler>>,
+    masks: Vec<Mask>,
+    random: u64,
+    stuck: bool,
+    shift: Shift,
+}
+
+impl Driver {
+    /// The driver of a vCPU, which owns its local APIC. `stuck`: it does not end one of its interrupts.
+    pub fn new(apic: LocalApic, plan: &Plan, shared: &Arc<Shared>, seed: u64, trace: bool, stuck: bool) -> Self {
+        let vcpu = apic.vcpu().0;
+        let mut handlers = vec![None; SLOTS];
+        let mut latencies = Vec::new();
+        for (index, vector) in plan.vectors.iter().enumerate().filter(|(_, vector)| vector.slot.vcpu == vcpu) {
+            let entry = match vector.wire {
+                Wire::MsiX { entry } => Some(entry),
+                Wire::Line(_) => None,
+            };
+            if let Some(slot) = vector.slot.index() {
+                handlers[slot] = Some(Handler { vector: latencies.len(), device: vector.device, entry });
+                latencies.push((index, Histogram::default()));
+            }
+        }
+        let shift = Shift { latencies, recorder: Recorder::new(trace), ..Shift::default() };
+        // Any state but 0 will do for xorshift.
+        let random = (seed ^ (u64::from(vcpu) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
+        let masks = Vec::with_capacity(SLOTS);
+        Self { vcpu, apic, shared: Arc::clone(shared), handlers, masks, random, stuck, shift }
+    }
+
+    /// Works until the machine stops.
+    pub fn run(mut self) -> Shift {
+        let shared = Arc::clone(&self.shared);
+        let sleeper = &shared.sleepers.0[self.vcpu as usize];
+        let mut taken = 0u32;
+        loop {
+            while let Some(vector) = self.apic.acknowledge() {
+                taken += 1;
+                if self.stuck && taken == STUCK_AT {
+                    self.unmask_due(true);
+                    self.shared.ledger.enter(self.vcpu, vector, |_, _, _| ());
+                    while !shared.stop.load(Ordering::Acquire) {
+                        sleeper.prepare();
+                        if !shared.stop.load(Ordering::SeqCst) {
+                            sleeper.sleep();
+                        }
+                    }
+                    break;
+                }
+                self.handle(vector);
+            }
+            self.unmask_due(true);
+            sleeper.prepare();
+            if shared.stop.load(Ordering::SeqCst) {
+                break;
+            }
+            if self.apic.arm().is_idle() {
+                sleeper.sleep();
+            }
+            self.apic.disarm();
+        }
+        for vector in 0..=u8::MAX {
+            if self.apic.holds(vector) {
+                self.shift.pending[usize::from(vector / 32)] |= 1 << (vector % 32);
+            }
+        }
+        self.shift
+    }
+
+    /// One interrupt, from the acknowledge to what follows its end.
+    fn handle(&mut self, vector: u8) {
+        if self.masks.iter().any(|mask| mask.quiet && mask.vector == vector) {
+            self.shift.through += 1;
+        }
+        let Self { vcpu, shared, handlers, shift, .. } = self;
+        let entered = if shift.recorder.is_on() { now_ns() } else { 0 };
+        let ledger = &shared.ledger;
+        let entry = ledger.enter(*vcpu, vector, |slot, number, waited| {
+            let Some(handler) = handlers[slot] else { return };
+            if let Some(waited) = waited {
+                shift.latencies[handler.vector].1.record(waited);
+            }
+            if shift.recorder.is_on() {
+                shift.recorder.record(Event { index: slot as u32, number, entered, left: now_ns(), waited });
+            }
+        });
+        if let Some(eoi) = self.apic.eoi() {
+            if eoi.level {
+                self.shared.end(eoi.vector);
+            }
+        }
+        self.shared.ledger.leave(self.vcpu);
+        let handler = vector.checked_sub(FIRST_VECTOR).and_then(|slot| self.handlers[usize::from(slot)]);
+        let Some(handler) = handler else { return };
+        let Some(msix) = handler.entry else { return };
+        if entry.fresh > 0 {
+            device::ring(&self.shared.ledger.header().devices[handler.device]);
+        }
+        self.mask_perhaps(handler.device, msix, vector);
+        self.unmask_due(false);
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    /// Now and then the driver masks the vector whose interrupt it has just handled, or its whole function.
+    fn mask_perhaps(&mut self, device: usize, entry: u16, vector: u8) {
+        let random = self.random();
+        if random % MASK_ONE_OF != 0 || self.masks.iter().any(|mask| mask.vector == vector) {
+            return;
+        }
+        let Some(function) = &self.shared.functions[device] else { return };
+        let whole = random / MASK_ONE_OF % 64 == 0;
+        if whole {
+            if !function.mask_all() {
+                return;
+            }
+            self.shift.function_masks += 1;
+        } else {
+            function.mask(entry);
+            self.shift.masks += 1;
+        }
+        let quiet = !self.apic.holds(vector);
+        let entry = (!whole).then_some(entry);
+        self.masks.push(Mask { device, entry, vector, quiet, left: MASK_LASTS });
+    }
+
+    /// Ends the masks whose time is over, or all.
+    fn unmask_due(&mut self, all: bool) {
+        let Self { masks, shared, shift, .. } = self;
+        masks.retain_mut(|mask| {
+            mask.left -= 1;
+            if !all && mask.left > 0 {
+                return true;
+            }
+            if let Some(function) = &shared.functions[mask.device] {
+                shift.replayed += match mask.entry {
+                    Some(entry) => u64::from(function.unmask(entry)),
+                    None => u64::from(function.unmask_all()),
+                };
+            }
+            false
+        });
+    }
+}

@@ -1,0 +1,121 @@
+//! A device's MSI-X function: the registers, and what a guest's driver does with them.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use doorbell::{
+    Error, MsiMessage,
+    pci::{
+        InjectorMask, InjectorOptions, MsixCapability, MsixTable, MsixVector, VectorPool,
+        msix::{
+            RegisterPlace,
+            registers::{ADDRESS_HIGH, ADDRESS_LOW, CONTROL, DATA, ENTRY_BYTES, MessageControl, VECTOR_CONTROL},
+        },
+    },
+};
+
+/// Where the PBA lies in the BAR, behind the largest table.
+const PBA_OFFSET: u32 = 0x8000;
+
+/// The registers of one function, as a VMM holds them: behind a lock that only the guest's accesses take.
+pub struct Function {
+    registers: Mutex<Registers>,
+    /// A driver has the Function Mask set at this moment.
+    masked: AtomicBool,
+}
+
+struct Registers {
+    capability: MsixCapability,
+    table: MsixTable<InjectorMask>,
+}
+
+impl Registers {
+    fn store(&mut self, entry: u16, register: u64, value: u32) {
+        self.table.write(u64::from(entry) * ENTRY_BYTES + register, &value.to_le_bytes());
+    }
+
+    fn control(&mut self, control: MessageControl) {
+        self.capability.write(&mut self.table, CONTROL, &control.into_bits().to_le_bytes());
+    }
+
+    fn is_pending(&self, entry: u16) -> bool {
+        let mut word = [0; 8];
+        self.table.read_pba(u64::from(entry / 64) * 8, &mut word);
+        u64::from_le_bytes(word) >> (entry % 64) & 1 != 0
+    }
+}
+
+impl Function {
+    /// A function with this many vectors, after reset.
+    ///
+    /// # Errors
+    /// As [`InjectorMask::new`].
+    pub fn new(pool: &Arc<VectorPool>, vectors: u16) -> Result<Self, Error> {
+        let place = |offset| RegisterPlace { bar: 0, offset };
+        let capability = MsixCapability::new(vectors, 0, place(0), place(PBA_OFFSET))?;
+        let table = MsixTable::new(InjectorMask::new(pool, vectors, InjectorOptions::default())?)?;
+        Ok(Self { registers: Mutex::new(Registers { capability, table }), masked: AtomicBool::new(false) })
+    }
+
+    fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the events of an entry come in.
+    pub fn vector(&self, entry: u16) -> Option<MsixVector> {
+        self.registers().table.strategy().vector(entry)
+    }
+
+    /// The driver brings the function up, as Linux does: enabled with everything masked, the entries written and
+    /// unmasked, and only then the Function Mask cleared.
+    pub fn program(&self, messages: impl IntoIterator<Item = (u16, MsiMessage)>) {
+        let mut registers = self.registers();
+        registers.control(MessageControl::new().with_enable(true).with_function_mask(true));
+        for (entry, message) in messages {
+            registers.store(entry, ADDRESS_LOW, message.address as u32);
+            registers.store(entry, ADDRESS_HIGH, (message.address >> 32) as u32);
+            registers.store(entry, DATA, message.data);
+            registers.store(entry, VECTOR_CONTROL, 0);
+        }
+        registers.control(MessageControl::new().with_enable(true));
+    }
+
+    /// The driver masks an entry and reads it back: from then on its interrupts are pending.
+    pub fn mask(&self, entry: u16) {
+        let mut registers = self.registers();
+        registers.store(entry, VECTOR_CONTROL, 1);
+        let mut back = [0; 4];
+        registers.table.read(u64::from(entry) * ENTRY_BYTES + VECTOR_CONTROL, &mut back);
+        debug_assert_eq!(back, 1u32.to_le_bytes());
+    }
+
+    /// The driver unmasks an entry. Returns whether an interrupt was pending.
+    pub fn unmask(&self, entry: u16) -> bool {
+        let mut registers = self.registers();
+        let pending = registers.is_pending(entry);
+        registers.store(entry, VECTOR_CONTROL, 0);
+        pending
+    }
+
+    /// The driver sets the Function Mask; false if another vCPU's has.
+    pub fn mask_all(&self) -> bool {
+        // Relaxed: the registers' lock orders the rest.
+        if self.masked.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        self.registers().control(MessageControl::new().with_enable(true).with_function_mask(true));
+        true
+    }
+
+    /// The driver clears the Function Mask. Returns how many vectors were pending, at most.
+    pub fn unmask_all(&self) -> u32 {
+        let mut registers = self.registers();
+        let pending = (0..registers.table.vectors()).filter(|&entry| registers.is_pending(entry)).count();
+        registers.control(MessageControl::new().with_enable(true));
+        drop(registers);
+        self.masked.store(false, Ordering::Relaxed);
+        pending as u32
+    }
+}
