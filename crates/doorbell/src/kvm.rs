@@ -2,11 +2,22 @@
 
 pub mod abi;
 pub mod chips;
+mod heat;
+mod irqfds;
+pub mod irqs;
 pub mod kick;
+mod path;
+mod routes;
+mod source;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub mod vm;
 
 pub use chips::{KernelMsi, KernelPins, X86_CHIPS};
+pub use heat::Promotion;
+pub use irqs::{KvmIrqs, KvmOptions, PromoterThread};
 pub use kick::VcpuKick;
+pub use source::VectorSource;
 pub use vm::{Calls, Vm};
 
 use crate::{MsiMessage, delivery::ChipId};

@@ -32,6 +32,8 @@ mod cell;
 mod lease;
 #[cfg(all(test, not(loom)))]
 mod machine;
+#[cfg(feature = "kvm")]
+mod open;
 mod policy;
 mod state;
 mod table;
@@ -39,6 +41,8 @@ mod table;
 mod tests;
 mod trigger;
 
+#[cfg(feature = "kvm")]
+pub(crate) use open::OpenRoutes;
 pub use policy::{Initial, LineCalls, PinRoutes, RoutePolicy};
 pub use state::{GsiState, RouteTableState};
 pub use table::RouteTable;

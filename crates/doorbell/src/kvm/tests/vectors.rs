@@ -1,0 +1,125 @@
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::fixture::{Machine, counter, event, full, to, write};
+use crate::kvm::{Calls, Promotion, VectorSource};
+use crate::manager::Irqfd;
+use crate::{Delivery, EventSink, MsiMessage, SlotFire, VectorPath, VectorSlot};
+
+/// A vector of a device: the slot that it has, and the events that came while it had none.
+struct Vector {
+    path: Arc<dyn VectorPath>,
+    slot: Mutex<Option<VectorSlot>>,
+    homeless: Mutex<u32>,
+}
+
+impl EventSink for Vector {
+    fn signal(&self) -> Delivery {
+        let slot = *self.slot.lock();
+        match slot.map_or(SlotFire::Stale, |slot| self.path.fire(slot)) {
+            SlotFire::Sent(delivery) => delivery,
+            SlotFire::Pending => Delivery::Coalesced,
+            SlotFire::Stale => {
+                *self.homeless.lock() += 1;
+                Delivery::Ignored
+            }
+        }
+    }
+}
+
+impl VectorSource for Vector {
+    fn slot(&self) -> Option<VectorSlot> {
+        *self.slot.lock()
+    }
+}
+
+fn device(machine: &Machine, vector: u8) -> (Arc<Vector>, VectorSlot, OwnedFd, Irqfd) {
+    let path = machine.manager.vectors();
+    let slot = path.lease().unwrap();
+    path.set_message(slot, &to(vector)).unwrap();
+    path.unmask(slot);
+    let device = Arc::new(Vector { path, slot: Mutex::new(Some(slot)), homeless: Mutex::new(0) });
+    let fd = event();
+    let irqfd = machine.irqs.bind_vector(&fd, Arc::clone(&device) as Arc<dyn VectorSource>).unwrap();
+    (device, slot, fd, irqfd)
+}
+
+#[test]
+fn a_vector_goes_to_the_kernel_and_back_with_its_slot() {
+    let Some(machine) = full(Promotion::Manual) else { return };
+    let (device, slot, fd, _irqfd) = device(&machine, 0x51);
+    write(&fd, 1);
+    machine.dispatch();
+    machine.arrives(0x51);
+    let before = machine.irqs.vm().calls();
+    assert_eq!(machine.irqs.promote().unwrap(), 1);
+    write(&fd, 1);
+    machine.arrives(0x51);
+    assert_eq!(machine.calls_since(before), Calls { set_routing: 1, assign: 1, ..Calls::default() });
+
+    device.path.mask(slot);
+    write(&fd, 1);
+    machine.nothing_arrives();
+    assert!(device.path.is_pending(slot));
+    device.path.set_message(slot, &to(0x52)).unwrap();
+    assert_eq!(device.path.unmask(slot), Some(Delivery::Delivered(1)), "with the message that it has now");
+    machine.arrives(0x52);
+    machine.nothing_arrives();
+}
+
+#[test]
+fn messages_of_a_batch_are_one_routing_call() {
+    let Some(machine) = full(Promotion::Manual) else { return };
+    let devices: Vec<_> = (0x60..0x68).map(|vector| device(&machine, vector)).collect();
+    assert_eq!(machine.irqs.promote().unwrap(), 8);
+    let before = machine.irqs.vm().calls();
+    let batch: Vec<(VectorSlot, MsiMessage)> =
+        devices.iter().enumerate().map(|(n, (_, slot, ..))| (*slot, to(0x70 + n as u8))).collect();
+    machine.manager.vectors().set_messages(&batch).unwrap();
+    assert_eq!(machine.calls_since(before), Calls { set_routing: 1, ..Calls::default() });
+    for (n, (_, _, fd, _)) in devices.iter().enumerate() {
+        write(fd, 1);
+        machine.arrives(0x70 + n as u8);
+    }
+    machine.nothing_arrives();
+}
+
+#[test]
+fn a_gsi_is_detached_before_it_is_lent_again() {
+    let Some(machine) = full(Promotion::Manual) else { return };
+    let (old, slot, fd, _irqfd) = device(&machine, 0x51);
+    assert_eq!(machine.irqs.promote().unwrap(), 1);
+    assert!(!old.path.release(slot));
+    // Until the number comes round again.
+    let path = machine.manager.vectors();
+    let others: Vec<_> = std::iter::from_fn(|| path.lease().ok()).collect();
+    assert!(others.iter().any(|other| other.gsi == slot.gsi), "the number is lent again");
+    for other in &others {
+        path.set_message(*other, &to(0x66)).unwrap();
+        path.unmask(*other);
+    }
+    write(&fd, 1);
+    machine.dispatch();
+    machine.nothing_arrives();
+    assert_eq!(*old.homeless.lock(), 1, "the event came to its own device (H-G)");
+    assert_eq!(machine.irqs.promote().unwrap(), 0, "a stale slot is not promoted");
+    assert_eq!(counter(&fd), 0);
+}
+
+#[test]
+fn an_event_behind_the_mask_of_a_reclaimed_slot_goes_to_its_device() {
+    let Some(machine) = full(Promotion::Manual) else { return };
+    let (device, slot, fd, _irqfd) = device(&machine, 0x51);
+    assert_eq!(machine.irqs.promote().unwrap(), 1);
+    assert_eq!(device.path.reclaim(slot), None, "it is not masked");
+    write(&fd, 1);
+    machine.arrives(0x51);
+    device.path.mask(slot);
+    write(&fd, 1);
+    assert_eq!(device.path.reclaim(slot), Some(false), "nobody has looked at the counter");
+    machine.dispatch();
+    assert_eq!(*device.homeless.lock(), 1);
+    machine.nothing_arrives();
+}
