@@ -65,9 +65,12 @@
 
 #![cfg(target_os = "linux")]
 
+mod binding;
 mod cell;
+mod counter;
 mod dispatcher;
 mod eventfd;
+mod inside;
 #[cfg(all(test, loom))]
 mod models;
 mod producer;
@@ -77,10 +80,14 @@ mod slots;
 mod target;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod thread;
 
-pub use dispatcher::{BATCH, DispatchThread, Dispatcher, DispatcherOptions, Drain, Irqfd};
+pub use binding::{Irqfd, IrqfdState};
+pub use counter::Drain;
+pub use dispatcher::{BATCH, Dispatcher, DispatcherOptions};
 pub use eventfd::EventfdId;
 pub use producer::{Producer, ProducerExit, pidfd as producer_pidfd};
 pub use registry::Exclusive;
 pub use resample::{Resamplers, ResamplersState};
 pub use target::{IrqfdTarget, RoutedGsi};
+pub use thread::DispatchThread;

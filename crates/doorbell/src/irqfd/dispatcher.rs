@@ -1,15 +1,13 @@
 //! One epoll instance for all descriptors, and the deliveries that it leads to.
 
 use std::{
-    cell::Cell,
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -22,8 +20,11 @@ use rustix::{
 };
 
 use super::{
-    EventfdId, Exclusive, IrqfdTarget,
+    DispatchThread, Drain, EventfdId, Exclusive, Irqfd, IrqfdState, IrqfdTarget,
+    binding::Watch,
+    counter::Counter,
     eventfd::{Eventfd, FdInfoDir},
+    inside::{self, Inside},
     registry::Claim,
     resample::Sharing,
     slots::{Slots, Token},
@@ -34,24 +35,6 @@ use crate::Error;
 /// How many ready descriptors one system call returns at most.
 pub const BATCH: usize = 256;
 
-/// Under [`Drain::Lazy`], a counter is taken after this many events.
-const LAZY_EVENTS: u8 = 255;
-
-/// What becomes of an eventfd's counter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Drain {
-    /// It is taken with each event, before the delivery (F11): one more system call per event.
-    #[default]
-    Each,
-    /// It is left to grow and taken only every 256th time, or when it is full. A batch of ready descriptors then costs
-    /// one system call.
-    ///
-    /// The difference can be seen by whoever reads or polls the eventfd too, and by who binds it next: the events that
-    /// were delivered are still in the counter. It is meant for producers that write small numbers, as all do that
-    /// signal an interrupt: one that writes numbers near 2^64 can have to wait for the room that nobody makes.
-    Lazy,
-}
-
 /// How a [`Dispatcher`] treats its eventfds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DispatcherOptions {
@@ -59,43 +42,6 @@ pub struct DispatcherOptions {
     pub drain: Drain,
     /// Within what one eventfd can be bound only once.
     pub exclusive: Exclusive,
-}
-
-/// Where the counter of one binding stands.
-struct Counter {
-    drain: Drain,
-    /// Somebody else needs to see the events too.
-    shared: bool,
-    /// The counter at assign, if it was not 0: one event for it, which leaves it as it is (F10).
-    initial: Option<u64>,
-    /// Events since it was last taken; [`Drain::Lazy`] only.
-    untaken: u8,
-}
-
-impl Counter {
-    /// Before an event is delivered, never after: a write that comes after this is an event of its own.
-    #[inline]
-    fn take(&mut self, eventfd: &Eventfd, room: Option<bool>, info: &FdInfoDir) {
-        if self.initial.is_some() && self.is_initial(eventfd, info) {
-            return;
-        }
-        if self.drain == Drain::Lazy || self.shared {
-            self.untaken = self.untaken.wrapping_add(1);
-            let due = self.untaken == LAZY_EVENTS && !self.shared;
-            if !due && room.unwrap_or_else(|| eventfd.has_room()) {
-                return;
-            }
-            self.untaken = 0;
-        }
-        eventfd.drain();
-    }
-
-    /// Whether nothing was written since the assign.
-    #[cold]
-    fn is_initial(&mut self, eventfd: &Eventfd, info: &FdInfoDir) -> bool {
-        let initial = self.initial.take();
-        eventfd.count(info) == initial
-    }
 }
 
 /// What a binding listens to.
@@ -124,31 +70,10 @@ impl AsFd for Binding {
     }
 }
 
-/// The binding whose foreign sink this thread is inside of.
-#[derive(Clone, Copy)]
-struct Inside {
-    dispatcher: u64,
-    token: Token,
-    detach: bool,
-}
-
-thread_local! {
-    static INSIDE: Cell<Option<Inside>> = const { Cell::new(None) };
-}
-
-/// Leaves the sink on drop, so after a panic too.
-struct InsideGuard(Option<Inside>);
-
-impl Drop for InsideGuard {
-    fn drop(&mut self) {
-        INSIDE.set(self.0);
-    }
-}
-
 pub(super) struct Inner {
     epoll: OwnedFd,
     /// A semaphore: one for each thread that is to stop.
-    wake: OwnedFd,
+    pub(super) wake: OwnedFd,
     slots: Slots<Binding>,
     info: FdInfoDir,
     id: u64,
@@ -160,17 +85,9 @@ impl Inner {
         let (eventfd, count) = Eventfd::adopt(fd, "the irqfd's descriptor", &self.info)?;
         let id = eventfd.id;
         let claim = Claim::new(id, self.id, self.options.exclusive)?;
-        let counter = Counter {
-            drain: self.options.drain,
-            shared: self.options.exclusive == Exclusive::Dispatcher,
-            initial: (count != 0).then_some(count),
-            untaken: 0,
-        };
-        let mut interest = EventFlags::IN | EventFlags::ET;
-        if counter.shared || counter.drain == Drain::Lazy {
-            // Its absence says that the counter is full.
-            interest |= EventFlags::OUT;
-        }
+        let shared = self.options.exclusive == Exclusive::Dispatcher;
+        let counter = Counter::new(self.options.drain, shared, count);
+        let interest = counter.interest();
         let source = Source::Eventfd { _claim: claim, eventfd, counter };
         Ok((self.watch(Binding { source, destination }, interest)?, id))
     }
@@ -193,23 +110,15 @@ impl Inner {
         }
     }
 
-    fn detach(&self, token: Token) {
-        if self.detach_inside(token) {
+    /// Ends a binding and waits for it. From its own sink, which cannot wait for itself: as soon as the sink has
+    /// returned, before any other event can get in.
+    pub(super) fn detach(&self, token: Token) {
+        if inside::detach(self.id, token) {
             return;
         }
         if let Some(binding) = self.slots.remove(token) {
             self.retire(binding);
         }
-    }
-
-    /// Whether this is called from the sink of this very binding: it cannot wait for itself, so it is taken out as
-    /// soon as the sink has returned, before any other event can get in.
-    fn detach_inside(&self, token: Token) -> bool {
-        let inside = INSIDE.get().filter(|inside| inside.dispatcher == self.id && inside.token == token);
-        if let Some(inside) = inside {
-            INSIDE.set(Some(Inside { detach: true, ..inside }));
-        }
-        inside.is_some()
     }
 
     fn retire(&self, binding: Binding) {
@@ -243,11 +152,9 @@ impl Inner {
             binding.destination.deliver();
             return None;
         }
-        let outside = InsideGuard(INSIDE.replace(Some(Inside { dispatcher: self.id, token, detach: false })));
+        let inside = Inside::enter(self.id, token);
         binding.destination.deliver();
-        let detach = INSIDE.get().is_some_and(|inside| inside.detach);
-        drop(outside);
-        if detach { place.take() } else { None }
+        if inside.leave() { place.take() } else { None }
     }
 
     #[cold]
@@ -256,9 +163,66 @@ impl Inner {
         self.retire(binding);
     }
 
+    /// See [`Irqfd::retarget`].
+    pub(super) fn retarget(&self, token: Token, destination: Destination) -> Result<(), Error> {
+        self.check_outside(token)?;
+        let Some(slot) = self.slots.get(token) else { return Ok(()) };
+        let mut ended = None;
+        let old = slot.change(
+            token,
+            |binding| std::mem::replace(&mut binding.destination, destination),
+            |place| ended = self.deliver(token, place, None),
+        );
+        drop(old);
+        if let Some(ended) = ended {
+            self.finish(token, ended);
+        }
+        Ok(())
+    }
+
+    /// See [`Irqfd::mask`].
+    pub(super) fn mask(&self, token: Token) -> Result<bool, Error> {
+        self.check_outside(token)?;
+        Ok(self.slots.get(token).is_some_and(|slot| slot.mask()))
+    }
+
+    /// See [`Irqfd::unmask`].
+    pub(super) fn unmask(&self, token: Token) -> Result<bool, Error> {
+        self.check_outside(token)?;
+        let Some(slot) = self.slots.get(token) else { return Ok(false) };
+        let delivered = slot.unmask(token, |place| self.deliver(token, place, None));
+        let was_pending = delivered.is_some();
+        if let Some(ended) = delivered.flatten() {
+            self.finish(token, ended);
+        }
+        Ok(was_pending)
+    }
+
+    /// See [`Irqfd::save`].
+    pub(super) fn save(&self, token: Token) -> IrqfdState {
+        self.slots.get(token).map_or(IrqfdState::default(), |slot| slot.save(token))
+    }
+
+    /// See [`Irqfd::restore`].
+    pub(super) fn restore(&self, token: Token, state: &IrqfdState) -> Result<(), Error> {
+        self.check_outside(token)?;
+        let IrqfdState { masked, pending } = *state;
+        if pending && !masked {
+            return Err(Error::Snapshot("an irqfd that is pending but not masked".into()));
+        }
+        if let Some(slot) = self.slots.get(token) {
+            slot.restore(token, masked, pending);
+        }
+        Ok(())
+    }
+
+    fn check_outside(&self, token: Token) -> Result<(), Error> {
+        if inside::of(self.id, token) { Err(Error::Busy("the irqfd, which is being delivered,")) } else { Ok(()) }
+    }
+
     /// Takes one batch of ready descriptors and delivers their events.
-    fn batch(&self, timeout: Option<&Timespec>) -> io::Result<usize> {
-        if INSIDE.get().is_some() {
+    pub(super) fn batch(&self, timeout: Option<&Timespec>) -> io::Result<usize> {
+        if inside::any() {
             return Err(Errno::DEADLK.into());
         }
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
@@ -331,14 +295,14 @@ impl Dispatcher {
         sharing: Option<Sharing>,
     ) -> Result<Irqfd, Error> {
         let (token, eventfd) = self.inner.attach(fd, destination)?;
-        Ok(Irqfd { watch: Watch { inner: Arc::clone(&self.inner), token }, eventfd, sharing })
+        Ok(Irqfd::new(Watch::new(&self.inner, token), eventfd, sharing))
     }
 
     /// Calls `sink` once when the process of `pidfd` has ended.
     pub(super) fn watch_process(&self, pidfd: OwnedFd, sink: Arc<dyn crate::EventSink>) -> Result<Watch, Error> {
         let binding = Binding { source: Source::Process(pidfd), destination: Destination::Sink(sink) };
         let token = self.inner.watch(binding, EventFlags::IN | EventFlags::ET)?;
-        Ok(Watch { inner: Arc::clone(&self.inner), token })
+        Ok(Watch::new(&self.inner, token))
     }
 
     pub(super) fn downgrade(&self) -> Weak<Inner> {
@@ -389,19 +353,7 @@ impl Dispatcher {
     /// # Errors
     /// If the thread cannot be made.
     pub fn spawn(&self, name: &str) -> io::Result<DispatchThread> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (inner, stopped) = (Arc::clone(&self.inner), Arc::clone(&stop));
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // Relaxed: the wake eventfd, written after it, orders it.
-            while !stopped.load(Ordering::Relaxed) {
-                match inner.batch(None) {
-                    Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                    _ => {}
-                }
-            }
-            Ok(())
-        })?;
-        Ok(DispatchThread { inner: Arc::clone(&self.inner), stop, thread: Some(thread) })
+        DispatchThread::new(&self.inner, name)
     }
 }
 
@@ -417,157 +369,5 @@ impl Drop for Dispatcher {
         for token in bound {
             self.inner.detach(token);
         }
-    }
-}
-
-/// A thread that dispatches; dropping this stops it and waits for it.
-pub struct DispatchThread {
-    inner: Arc<Inner>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<io::Result<()>>>,
-}
-
-impl DispatchThread {
-    /// Stops it.
-    ///
-    /// # Errors
-    /// What made it end before: a failed `epoll_wait`, or the panic of a sink.
-    pub fn stop(mut self) -> io::Result<()> {
-        self.join()
-    }
-
-    fn join(&mut self) -> io::Result<()> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
-        // Relaxed: read after the wake-up that follows.
-        self.stop.store(true, Ordering::Relaxed);
-        rustix::io::write(&self.inner.wake, &1u64.to_ne_bytes())?;
-        let ended = thread.join();
-        rustix::io::read(&self.inner.wake, &mut [0; 8])?;
-        ended.unwrap_or_else(|_| Err(io::Error::other("a sink of the dispatcher panicked")))
-    }
-}
-
-impl Drop for DispatchThread {
-    fn drop(&mut self) {
-        if let Err(error) = self.join() {
-            tracing::error!(%error, "a dispatcher thread had ended");
-        }
-    }
-}
-
-/// One occupied slot; dropping it ends the occupancy and waits until no event of it is being delivered.
-pub(super) struct Watch {
-    inner: Arc<Inner>,
-    token: Token,
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.inner.detach(self.token);
-    }
-}
-
-/// A bound eventfd (`KVM_IRQFD`). Dropping it unbinds the eventfd.
-///
-/// When the drop is over, no event of this binding is being delivered, and none will be (F8a): what was written but not
-/// yet dispatched stays in the eventfd's counter (F8b), where the next binding finds it. Only a sink that drops the
-/// irqfd it was called for does not wait: for its own return.
-///
-/// A sink that drops *another* irqfd waits for that one's delivery; two that do so to each other wait for ever.
-pub struct Irqfd {
-    /// Before `sharing`: the last event must be over before the line is let go.
-    watch: Watch,
-    eventfd: EventfdId,
-    sharing: Option<Sharing>,
-}
-
-impl Irqfd {
-    /// Which eventfd is bound.
-    pub fn eventfd(&self) -> EventfdId {
-        self.eventfd
-    }
-
-    pub(super) fn token(&self) -> Token {
-        self.watch.token
-    }
-
-    pub(super) fn sharing(&self) -> Option<&Sharing> {
-        self.sharing.as_ref()
-    }
-
-    /// Sends further events elsewhere. An event that comes meanwhile meets the old or the new target; when the call
-    /// returns, none is being delivered to the old one.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] from its own sink, and for an irqfd with a resample descriptor.
-    pub fn retarget(&self, target: impl Into<IrqfdTarget>) -> Result<(), Error> {
-        self.check_outside()?;
-        if self.sharing.is_some() {
-            return Err(Error::Busy("the irqfd's line, which other irqfds may share,"));
-        }
-        let Watch { inner, token } = &self.watch;
-        let Some(slot) = inner.slots.get(*token) else { return Ok(()) };
-        let destination = Destination::from(target.into());
-        let mut ended = None;
-        let old = slot.change(
-            *token,
-            |binding| std::mem::replace(&mut binding.destination, destination),
-            |place| ended = inner.deliver(*token, place, None),
-        );
-        drop(old);
-        if let Some(ended) = ended {
-            inner.finish(*token, ended);
-        }
-        Ok(())
-    }
-
-    /// Makes further events pending, once none is being delivered; whether they were so before. The counter is not
-    /// taken meanwhile.
-    ///
-    /// For a binding that has no GSI whose [`Gate`](crate::gate::Gate) would do it.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] from its own sink.
-    pub fn mask(&self) -> Result<bool, Error> {
-        self.check_outside()?;
-        Ok(self.watch.inner.slots.get(self.watch.token).is_some_and(|slot| slot.mask()))
-    }
-
-    /// Lets events through again, and delivers the pending one; whether there was one.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] from its own sink.
-    pub fn unmask(&self) -> Result<bool, Error> {
-        self.check_outside()?;
-        let Watch { inner, token } = &self.watch;
-        let Some(slot) = inner.slots.get(*token) else { return Ok(false) };
-        let delivered = slot.unmask(*token, |place| inner.deliver(*token, place, None));
-        let was_pending = delivered.is_some();
-        if let Some(ended) = delivered.flatten() {
-            inner.finish(*token, ended);
-        }
-        Ok(was_pending)
-    }
-
-    /// Whether an event waits behind [`mask`](Self::mask).
-    pub fn is_pending(&self) -> bool {
-        let Watch { inner, token } = &self.watch;
-        inner.slots.get(*token).is_some_and(|slot| slot.is_pending(*token))
-    }
-
-    fn check_outside(&self) -> Result<(), Error> {
-        let Watch { inner, token } = &self.watch;
-        match INSIDE.get() {
-            Some(inside) if inside.dispatcher == inner.id && inside.token == *token => {
-                Err(Error::Busy("the irqfd, which is being delivered,"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl std::fmt::Debug for Irqfd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Irqfd").field("eventfd", &self.eventfd).field("token", &self.watch.token).finish()
     }
 }

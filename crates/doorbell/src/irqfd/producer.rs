@@ -11,12 +11,7 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
-use super::{
-    Dispatcher, EventfdId, Irqfd,
-    dispatcher::{Inner, Watch},
-    resample::Resamplers,
-    slots::Token,
-};
+use super::{Dispatcher, EventfdId, Irqfd, binding::Watch, dispatcher::Inner, resample::Resamplers, slots::Token};
 use crate::{Delivery, Error, LineSource, route::RouteTable};
 
 /// What a dead producer leaves behind.
@@ -138,12 +133,9 @@ impl Producer {
     /// at once.
     pub fn drives(&self, table: &Arc<RouteTable>, gsi: u32, source: LineSource) -> bool {
         let line = OwnLine { table: Arc::clone(table), gsi, source };
-        match &mut *self.alive.lock() {
-            Some(alive) => {
-                alive.lines.push(line);
-                return true;
-            }
-            None => {}
+        if let Some(alive) = &mut *self.alive.lock() {
+            alive.lines.push(line);
+            return true;
         }
         line.lower();
         false

@@ -4,7 +4,7 @@ use std::{fmt, sync::OnceLock};
 
 use parking_lot::Mutex;
 
-use super::cell::LatchCell;
+use super::{IrqfdState, cell::LatchCell};
 use crate::inflight::Fired;
 
 /// How many slots the first chunk has; each further one has twice as many as the one before.
@@ -149,9 +149,25 @@ impl<T> BindingSlot<T> {
         self.cell.unmask(|payload, place| (payload == token.occupied()).then(|| deliver(place)))?
     }
 
-    pub(crate) fn is_pending(&self, token: Token) -> bool {
+    pub(crate) fn save(&self, token: Token) -> IrqfdState {
         let slot = self.cell.peek();
-        slot.payload == token.occupied() && slot.masked && slot.pending
+        if slot.payload == token.occupied() {
+            IrqfdState { masked: slot.masked, pending: slot.masked && slot.pending }
+        } else {
+            IrqfdState::default()
+        }
+    }
+
+    pub(crate) fn restore(&self, token: Token, masked: bool, pending: bool) {
+        self.cell.configure(
+            |slot, _| {
+                if slot.payload == token.occupied() {
+                    (slot.masked, slot.pending) = (masked, pending);
+                }
+            },
+            // There are no events yet.
+            |_, _| (),
+        );
     }
 
     pub(crate) fn is_occupied(&self, token: Token) -> bool {

@@ -106,7 +106,7 @@ fn h3_the_last_close_the_drop_and_the_end_of_the_machine_at_once_shut_down_once(
             drop(irqfd);
         });
         assert_eq!(ended.get(), 1);
-        dispatcher().attach(&again, Counted::default().target()).unwrap();
+        drop(dispatcher().attach(&again, Counted::default().target()).unwrap());
     });
 }
 
@@ -170,8 +170,8 @@ fn h5_one_eventfd_raced_into_two_machines_has_one_winner_and_is_free_after_its_d
         };
         assert_eq!(loser.errno(), rustix::io::Errno::BUSY);
         drop(winner);
-        attach(&machines[0]).unwrap();
-        attach(&machines[1]).unwrap();
+        drop(attach(&machines[0]).unwrap());
+        drop(attach(&machines[1]).unwrap());
     });
 }
 

@@ -301,3 +301,22 @@ fn s2_direct_binds_device_and_event_with_no_table() {
     assert_eq!((controller.take(), irqfd.is_pending(), counter(&fd)), (vec![MsiMessage::new(0, 7)], false, 0));
     assert!(!irqfd.unmask().unwrap());
 }
+
+#[test]
+fn mask_and_pending_bit_are_saved_and_restored() {
+    let (dispatcher, sink) = (dispatcher(), Counted::default());
+    let fds = [eventfd(), eventfd()];
+    let [saved, restored] = fds.each_ref().map(|fd| dispatcher.attach(fd, sink.target()).unwrap());
+    assert_eq!(saved.save(), IrqfdState { masked: false, pending: false });
+    saved.mask().unwrap();
+    assert_eq!(saved.save(), IrqfdState { masked: true, pending: false });
+    write(&fds[0], 1);
+    dispatch(&dispatcher);
+    let state = saved.save();
+    assert_eq!(state, IrqfdState { masked: true, pending: true });
+    assert!(restored.restore(&IrqfdState { masked: false, pending: true }).is_err());
+    assert_eq!(restored.save(), IrqfdState::default(), "nothing is changed");
+    restored.restore(&state).unwrap();
+    assert!(restored.unmask().unwrap());
+    assert_eq!((sink.get(), restored.save()), (1, IrqfdState::default()));
+}
