@@ -32,7 +32,7 @@ pub use msi::{MsiCapability, MsiOptions};
 pub use msix::{MsixCapability, MsixTable};
 pub use strategy::{MaskStrategy, WhileDisabled};
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod fake_path;
 #[cfg(all(test, target_os = "linux", not(loom)))]
 mod rig;

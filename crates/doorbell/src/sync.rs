@@ -36,7 +36,7 @@ impl<T> UnsafeCell<T> {
 #[inline(always)]
 pub(crate) fn seqcst_boundary() {
     #[cfg(loom)]
-    loom::sync::atomic::fence(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
 }
 
 /// The cheap half of the asymmetric barrier: orders the calling thread's accesses against a
@@ -46,7 +46,7 @@ pub(crate) fn light_barrier() {
     #[cfg(not(loom))]
     std::sync::atomic::compiler_fence(Ordering::SeqCst);
     #[cfg(loom)]
-    loom::sync::atomic::fence(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
 }
 
 /// The expensive half: on return, every thread of the process has passed a full barrier.
@@ -54,7 +54,7 @@ pub(crate) fn light_barrier() {
 /// Needs the registration that [`BiasPermit::request`](crate::inflight::BiasPermit::request) makes.
 pub(crate) fn heavy_barrier() {
     #[cfg(loom)]
-    loom::sync::atomic::fence(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
     #[cfg(all(not(loom), target_os = "linux"))]
     {
         use rustix::thread::{MembarrierCommand, membarrier};

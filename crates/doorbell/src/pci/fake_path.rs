@@ -1,11 +1,8 @@
 //! A [`VectorPath`] for tests: one mutex, a log of what was sent, a limit of GSIs.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{collections::BTreeMap, ops::DerefMut, sync::Arc};
 
-use crate::{Delivery, Error, MsiMessage, SlotFire, VectorPath, VectorSlot, inflight::OwnerState};
+use crate::{Delivery, Error, MsiMessage, SlotFire, VectorPath, VectorSlot, inflight::OwnerState, sync::Mutex};
 
 #[derive(Default)]
 struct Gsi {
@@ -18,7 +15,7 @@ struct Gsi {
 #[derive(Default)]
 struct State {
     /// Those on loan, by number.
-    gsis: HashMap<u32, Gsi>,
+    gsis: BTreeMap<u32, Gsi>,
     limit: u32,
     last_tag: u32,
     sent: Vec<MsiMessage>,
@@ -58,12 +55,13 @@ impl FakePath {
     }
 
     /// The same without [`VectorPath::reclaim`].
+    #[cfg(not(loom))]
     pub(super) fn without_reclaim(limit: u32) -> Arc<Self> {
         Arc::new(Self { state: Mutex::new(State { limit, ..State::default() }), reclaims: false })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test panics inside")
+    fn state(&self) -> impl DerefMut<Target = State> {
+        self.state.lock()
     }
 
     /// How many calls of `set_message` and `set_messages` there were.
@@ -72,6 +70,7 @@ impl FakePath {
     }
 
     /// Refuses messages to this address from now on.
+    #[cfg(not(loom))]
     pub(super) fn refuse(&self, address: Option<u64>) {
         self.state().refuse = address;
     }

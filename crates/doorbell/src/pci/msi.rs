@@ -8,7 +8,7 @@ use registers::{ADDRESS_LOW, CAPABILITY_ID, CONTROL, MAX_CAPABILITY_BYTES, MAX_V
 
 use super::{
     MaskStrategy,
-    msix::{refuse, registers::AddressLow},
+    msix::{registers::AddressLow, state::refuse},
 };
 use crate::{DeviceId, Error, MsiMessage};
 

@@ -4,10 +4,9 @@ mod capability;
 pub mod registers;
 #[cfg(all(test, target_os = "linux", not(loom)))]
 mod rules;
-mod state;
+pub(in crate::pci) mod state;
 mod table;
 
 pub use capability::{MsixCapability, RegisterPlace};
 pub use state::{MsixEntryState, MsixState};
-pub(in crate::pci) use state::{refuse, validate_bits};
 pub use table::MsixTable;

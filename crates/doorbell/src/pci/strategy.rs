@@ -1,6 +1,6 @@
 //! The seam behind the mask bit: how a masked vector keeps its events.
 
-use super::msix::refuse;
+use super::msix::state::refuse;
 use crate::{Error, MsiMessage};
 
 /// What a device does with an event while its MSI or MSI-X is off (msix.md M11). The specification leaves it open.

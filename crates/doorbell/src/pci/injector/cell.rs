@@ -71,6 +71,12 @@ impl Cell {
         }
     }
 
+    /// What [`pend`](Self::pend) must not be, for the model that has to fail.
+    #[cfg(all(test, loom))]
+    pub(super) fn pend_blindly(&self) {
+        self.0.store(Holding::Nothing { pending: true }.word(), Ordering::Release);
+    }
+
     /// Gives the vector a GSI that is open; true if an event waits, which is the caller's to fire.
     pub(super) fn attach(&self, slot: VectorSlot) -> bool {
         // AcqRel: Release pairs with `load`, Acquire with the Release of `pend`.

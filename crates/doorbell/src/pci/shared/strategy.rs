@@ -13,7 +13,7 @@ use crate::{
     Delivery, Error, EventSink, MsiMessage, VectorPath,
     pci::{
         InjectorMask, InjectorOptions, MaskStrategy, MsixVector, VectorEvent, VectorPool, WhileDisabled,
-        msix::validate_bits,
+        msix::state::validate_bits,
     },
     sync::Ordering,
 };
