@@ -22,6 +22,9 @@ const STRIKES: u32 = 3;
 /// No sleep is longer than this, so that a stop is noticed.
 const NAP_NS: u64 = 10_000_000;
 
+/// A coordinator that has not let its devices go after this long is gone.
+const HOLD_NS: u64 = 60_000_000_000;
+
 /// The hidden command of a device process.
 pub fn main() -> ExitCode {
     match start() {
@@ -34,9 +37,6 @@ pub fn main() -> ExitCode {
 }
 
 fn start() -> io::Result<()> {
-    // An interrupt from the keyboard reaches the whole group; the coordinator decides what it means.
-    // SAFETY: ignoring a signal installs no handler.
-    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let (setup, ledger, descriptors) = handover::receive(io::stdin().as_fd())?;
     Device::new(&setup, &ledger, descriptors)?.run();
@@ -138,9 +138,14 @@ impl<'a> Device<'a> {
                 finished: false,
             });
         }
+        let began = now_ns();
         while header.control.load(Ordering::Acquire) == Header::HOLD {
             // Woken by the store of GO or STOP; an early return only means another look.
-            let _ = futex::wait(&header.control, futex::Flags::empty(), Header::HOLD, None);
+            let nap = Timespec { tv_sec: 1, tv_nsec: 0 };
+            let _ = futex::wait(&header.control, futex::Flags::empty(), Header::HOLD, Some(&nap));
+            if now_ns() - began > HOLD_NS {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         let microseconds = |word: u32| u64::from(word) * 1_000;
         let patience = microseconds(header.patience_us.load(Ordering::Relaxed));

@@ -4,7 +4,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::process::ExitStatusExt,
+        unix::process::{CommandExt, ExitStatusExt},
     },
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -59,7 +59,9 @@ impl Device {
     pub fn start(plan: &Plan, index: usize, ledger: BorrowedFd<'_>, doorbells: &[&Doorbell]) -> io::Result<Self> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child = Command::new("/proc/self/exe").arg("device").stdin(Stdio::from(theirs)).spawn()?;
+        // In a group of its own: a Ctrl-C at the terminal is for the coordinator.
+        let mut command = Command::new("/proc/self/exe");
+        let child = command.arg("device").stdin(Stdio::from(theirs)).stdout(Stdio::null()).process_group(0).spawn()?;
         let mut device = Self {
             name: plan.devices[index].clone(),
             pidfd: rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?,
