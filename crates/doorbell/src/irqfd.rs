@@ -33,15 +33,17 @@
 //!
 //! | who | calls |
 //! |---|---|
-//! | dispatching | `epoll_pwait` (`epoll_pwait2` for a timeout that is not a whole number of milliseconds), `preadv2` once per event under [`Drain::Each`]; `getpid`, `fcntl`, `openat`, `read`, `close` once for an eventfd that was bound with a counter other than 0; `poll`, `read` in place of `preadv2` before Linux 5.8 |
-//! | [`Dispatcher::new`] | `epoll_create1`, `eventfd2`, `epoll_ctl`, `open`, `getpid` |
-//! | [`Dispatcher::attach`] | `fcntl`, `getpid`, `openat`, `read`, `close`, `epoll_ctl` |
+//! | dispatching | `epoll_pwait`; `preadv2` per event under [`Drain::Each`], seldom under [`Drain::Lazy`]. Once, for an eventfd that was bound with a counter other than 0: `getpid`, `openat`, `read`, `close`. Before Linux 5.8: `ppoll` and `read` after `preadv2` |
+//! | [`Dispatcher::new`] | `epoll_create1`, `eventfd2`, `epoll_ctl`, `openat`, `getpid` |
+//! | [`Dispatcher::attach`], [`Resamplers::attach`] | `fcntl`, `getpid`, `openat`, `read`, `close`, `epoll_ctl` |
 //! | dropping an [`Irqfd`] | `epoll_ctl`, `close` |
-//! | [`Resamplers::ended`], [`Resamplers::notify`] | `poll` and `write` per sharer |
-//! | [`Dispatcher::spawn`], [`DispatchThread::stop`] | those of a thread, `write`, `read` |
+//! | [`Irqfd::unmask`], [`Irqfd::retarget`] | `preadv2`, or `ppoll` under [`Drain::Lazy`], for an event that was waiting |
+//! | [`Resamplers::ended`], [`Resamplers::notify`] | `ppoll` and `write` per sharer |
+//! | [`Dispatcher::spawn`], [`DispatchThread::stop`] | those of a thread; `write`, `read` |
 //! | [`Producer::watch`], [`producer_pidfd`] | `fcntl`, `epoll_ctl`; `pidfd_open` |
 //!
-//! Any lock that is contended adds `futex`; a latch that is waited for longer than usual adds `sched_yield`.
+//! Any lock that is contended adds `futex`, a latch that is waited for longer than usual `sched_yield`, and attaching
+//! what the allocator needs.
 //!
 //! # What differs from the kernel's
 //!

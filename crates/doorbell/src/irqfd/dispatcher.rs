@@ -318,7 +318,7 @@ impl Dispatcher {
     /// # Errors
     /// As there.
     pub fn eventfd_id(&self, fd: impl AsFd) -> Result<EventfdId, Error> {
-        Ok(self.inner.info.read(fd.as_fd(), "the descriptor")?.id)
+        self.inner.info.id_of(fd.as_fd())
     }
 
     /// Delivers the events of up to [`BATCH`] ready descriptors, without waiting for any. Returns how many were ready;
@@ -330,7 +330,8 @@ impl Dispatcher {
         self.inner.batch(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
     }
 
-    /// The same, but waits until something is ready: `None` for as long as it takes. A signal ends the wait early.
+    /// The same, but waits until something is ready: `None` for as long as it takes, otherwise in whole milliseconds,
+    /// rounded up. A signal ends the wait early.
     ///
     /// # Errors
     /// As [`dispatch`](Self::dispatch); `EINTR` after a signal.

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Mode, OFlags},
+    fs::{CWD, Mode, OFlags},
     io::{Errno, ReadWriteFlags},
     process::Pid,
 };
@@ -31,7 +31,7 @@ impl EventfdId {
     /// [`Error::Descriptor`] with `EBADF` if it is not open, `EINVAL` if it is not an eventfd (F4); [`Error::Os`] if
     /// `/proc` cannot be read.
     pub fn of(fd: impl AsFd) -> Result<Self, Error> {
-        Ok(FdInfoDir::open()?.read(fd.as_fd(), "the descriptor")?.id)
+        FdInfoDir::open()?.id_of(fd.as_fd())
     }
 }
 
@@ -72,30 +72,29 @@ pub(super) struct FdInfoDir {
 impl FdInfoDir {
     pub(super) fn open() -> Result<Self, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open("/proc/self/fdinfo", flags, Mode::empty())
+        let dir = rustix::fs::openat(CWD, "/proc/self/fdinfo", flags, Mode::empty())
             .map_err(|source| Error::Os { what: "opening /proc/self/fdinfo, which tells eventfds apart", source })?;
         Ok(Self { dir, process: rustix::process::getpid() })
     }
 
-    /// `what` names the descriptor in an error.
-    pub(super) fn read(&self, fd: BorrowedFd<'_>, what: &'static str) -> Result<FdInfo, Error> {
+    /// [`EventfdId::of`].
+    pub(super) fn id_of(&self, fd: BorrowedFd<'_>) -> Result<EventfdId, Error> {
+        let what = "the descriptor";
+        rustix::io::fcntl_getfd(fd).map_err(|source| Error::Descriptor { what, source })?;
+        Ok(self.read(fd, what)?.id)
+    }
+
+    /// `fd` is known to be open, so that only a missing `/proc` can hide it; `what` names it in an error.
+    fn read(&self, fd: BorrowedFd<'_>, what: &'static str) -> Result<FdInfo, Error> {
         if rustix::process::getpid() != self.process {
             return Self::open()?.read(fd, what);
         }
-        // A descriptor that is closed has no fdinfo either, but neither has one in a process without /proc.
-        rustix::io::fcntl_getfd(fd).map_err(|source| Error::Descriptor { what, source })?;
         let os = |source| Error::Os { what: "reading /proc/self/fdinfo", source };
         let name = fd.as_raw_fd().to_string();
         let file = rustix::fs::openat(&self.dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os)?;
-        // Those of an eventfd have about 120 bytes; what does not fit is not an eventfd.
+        // Those of an eventfd have about 120 bytes, and come in one piece; what is longer is not an eventfd.
         let mut text = [0; 512];
-        let mut length = 0;
-        while length < text.len() {
-            match rustix::io::read(&file, &mut text[length..]).map_err(os)? {
-                0 => break,
-                more => length += more,
-            }
-        }
+        let length = rustix::io::read(&file, &mut text).map_err(os)?;
         let text = String::from_utf8_lossy(&text[..length]);
         FdInfo::parse(&text).map_err(|source| Error::Descriptor { what, source })
     }
