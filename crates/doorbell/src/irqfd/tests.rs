@@ -3,6 +3,7 @@
 mod dispatching;
 mod hazards;
 mod producers;
+mod programs;
 mod resampling;
 mod rows;
 

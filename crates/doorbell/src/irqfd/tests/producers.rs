@@ -114,3 +114,27 @@ fn a_process_that_does_not_exist_is_esrch() {
         assert_eq!(producer_pidfd(pid).unwrap_err().errno(), rustix::io::Errno::SRCH);
     }
 }
+
+#[test]
+fn a_producer_killed_in_the_middle_of_a_storm_harms_nobody_else() {
+    let dispatcher = dispatcher();
+    let _thread = dispatcher.spawn("irqfd").unwrap();
+    let (fds, sinks) = ([eventfd(), eventfd()], [Counted::default(), Counted::default()]);
+    let irqfds = [0, 1].map(|at| dispatcher.attach(&fds[at], sinks[at].target()).unwrap());
+    let mut children = fds.each_ref().map(|fd| process(fd, u32::MAX, ""));
+    let dead = Arc::new(Mutex::new(None));
+    let noting = Arc::clone(&dead);
+    let pidfd = producer_pidfd(children[0].id()).unwrap();
+    let producer = Producer::watch(&dispatcher, pidfd, move |exit| *noting.lock() = Some(exit)).unwrap();
+    assert!(producer.owns(&irqfds[0]));
+    eventually(|| sinks.iter().all(|sink| sink.get() > 100));
+    children[0].kill().unwrap();
+    children[0].wait().unwrap();
+    eventually(|| dead.lock().is_some());
+    assert_eq!(*dead.lock(), Some(ProducerExit { bound: vec![irqfds[0].eventfd()], lowered: vec![] }));
+    let (last, others) = (sinks[0].get(), sinks[1].get());
+    eventually(|| sinks[1].get() > others + 100);
+    assert_eq!((sinks[0].get(), counter(&fds[0])), (last, 0), "nothing is left of it");
+    children[1].kill().unwrap();
+    children[1].wait().unwrap();
+}
