@@ -28,6 +28,8 @@
 
 mod backend;
 mod soft;
+#[cfg(all(test, feature = "x86", not(loom)))]
+mod tests;
 mod vectors;
 
 use std::{ops::Range, os::fd::BorrowedFd, sync::Arc};
@@ -39,7 +41,8 @@ pub use vectors::Vectors;
 use crate::{
     Delivery, Error, LineSource, MsiMessage, Pins, VectorPath,
     delivery::ChipId,
-    route::{self, RouteEntry, RouteUpdate},
+    irqfd::{Dispatcher, ResamplersState},
+    route::{self, RouteEntry, RouteTableState, RouteUpdate},
 };
 
 /// What can be asked of a manager (`KVM_CHECK_EXTENSION`).
@@ -182,6 +185,12 @@ impl IrqManager {
         self.backend.irqfd(gsi, fd, resample)
     }
 
+    /// What watches the descriptors. It has no thread of its own: poll it from a loop, or let it
+    /// [`spawn`](Dispatcher::spawn) one.
+    pub fn dispatcher(&self) -> &Dispatcher {
+        self.backend.dispatcher()
+    }
+
     /// Drives the user's source of a line. `KVM_IRQ_LINE_STATUS`.
     pub fn irq_line(&self, gsi: u32, level: bool) -> Delivery {
         self.backend.irq_line(gsi, LineSource::USER, level)
@@ -253,4 +262,29 @@ impl IrqManager {
     pub fn unmasked(&self, chip: ChipId, pins: &Pins) {
         self.backend.unmasked(chip, pins)
     }
+
+    /// Routes, masks, pending bits and lines, at a moment when the sources are quiet. The chips and the devices have
+    /// states of their own ([`snapshot`](crate::snapshot)).
+    pub fn save(&self) -> ManagerState {
+        self.backend.save()
+    }
+
+    /// Takes over a saved state. Descriptors are bound before, devices and chips are restored after it.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`] and whatever a route call would refuse: nothing is restored then, unless the routes were
+    /// in order and only the resampled lines were not.
+    pub fn restore(&self, state: &ManagerState) -> Result<(), Error> {
+        self.backend.restore(state)
+    }
+}
+
+/// What is saved of a manager.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ManagerState {
+    /// The routing table with its masks and lines.
+    pub routes: RouteTableState,
+    /// The lines that are up on behalf of resample descriptors.
+    pub resamplers: ResamplersState,
 }

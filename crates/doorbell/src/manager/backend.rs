@@ -2,10 +2,11 @@
 
 use std::{ops::Range, os::fd::BorrowedFd, sync::Arc};
 
-use super::{Capability, Irqfd};
+use super::{Capability, Irqfd, ManagerState};
 use crate::{
     Delivery, Error, LineSource, MsiMessage, Pins, VectorPath,
     delivery::ChipId,
+    irqfd::Dispatcher,
     route::{GsiRoutes, RouteEntry, RouteTable, RouteUpdate},
 };
 
@@ -17,6 +18,7 @@ pub(crate) trait Backend: Send + Sync {
     fn update_routes(&self, updates: &[RouteUpdate]) -> Result<(), Error>;
     fn routes(&self, gsi: u32) -> GsiRoutes;
     fn irqfd(&self, gsi: u32, fd: BorrowedFd<'_>, resample: Option<BorrowedFd<'_>>) -> Result<Irqfd, Error>;
+    fn dispatcher(&self) -> &Dispatcher;
     fn fire(&self, gsi: u32) -> Delivery;
     fn irq_line(&self, gsi: u32, source: LineSource, level: bool) -> Delivery;
     fn signal_msi(&self, message: &MsiMessage) -> Result<Delivery, Error>;
@@ -27,4 +29,6 @@ pub(crate) trait Backend: Send + Sync {
     fn capability(&self, capability: Capability) -> u32;
     fn end(&self, chip: ChipId, pins: &Pins);
     fn unmasked(&self, chip: ChipId, pins: &Pins);
+    fn save(&self) -> ManagerState;
+    fn restore(&self, state: &ManagerState) -> Result<(), Error>;
 }

@@ -2,13 +2,14 @@
 
 use std::{ops::Range, os::fd::BorrowedFd, sync::Arc};
 
-use super::{Backend, Capability, Irqfd};
+use super::{Backend, Capability, Irqfd, ManagerState};
 use crate::{
     Delivery, Error, LineSource, MsiMessage, MsiTarget, PinInput, Pins, VectorPath,
     delivery::ChipId,
     gate::Gate,
     inflight::BiasPermit,
-    route::{GsiRoutes, RouteEntry, RoutePolicy, RouteTable, RouteUpdate},
+    irqfd::{Dispatcher, DispatcherOptions, IrqfdTarget, Resamplers},
+    route::{GsiRoutes, Pin, RouteEntry, RoutePolicy, RouteTable, RouteUpdate},
 };
 
 /// What a soft manager is made of.
@@ -22,17 +23,24 @@ pub struct SoftOptions {
     pub policy: RoutePolicy,
     /// With a permit, quiet single-owner triggers fire without the latch.
     pub bias: Option<BiasPermit>,
+    /// How descriptors are watched.
+    pub dispatcher: DispatcherOptions,
 }
 
 impl SoftOptions {
     /// An empty table in front of these controllers, and no bias.
     pub fn new(msi: Arc<dyn MsiTarget>, pins: Arc<dyn PinInput>) -> Self {
-        Self { msi, pins, policy: RoutePolicy::S2_TABLE, bias: None }
+        Self { msi, pins, policy: RoutePolicy::S2_TABLE, bias: None, dispatcher: DispatcherOptions::default() }
     }
 
     /// With another policy.
     pub fn policy(self, policy: RoutePolicy) -> Self {
         Self { policy, ..self }
+    }
+
+    /// With descriptors watched in this way.
+    pub fn dispatcher(self, dispatcher: DispatcherOptions) -> Self {
+        Self { dispatcher, ..self }
     }
 
     /// With the bias for single-owner triggers.
@@ -44,12 +52,16 @@ impl SoftOptions {
 /// See [`IrqManager::soft`](super::IrqManager::soft).
 pub(super) struct Soft {
     table: Arc<RouteTable>,
+    dispatcher: Dispatcher,
+    resamplers: Resamplers,
 }
 
 impl Soft {
     pub(super) fn new(options: SoftOptions) -> Result<Self, Error> {
-        let SoftOptions { msi, pins, policy, bias } = options;
-        Ok(Self { table: Arc::new(RouteTable::with_bias(msi, pins, policy, bias)) })
+        let SoftOptions { msi, pins, policy, bias, dispatcher } = options;
+        let table = Arc::new(RouteTable::with_bias(msi, pins, policy, bias));
+        let resamplers = Resamplers::new(Arc::clone(&table));
+        Ok(Self { table, dispatcher: Dispatcher::new(dispatcher)?, resamplers })
     }
 }
 
@@ -70,8 +82,15 @@ impl Backend for Soft {
         self.table.routes(gsi)
     }
 
-    fn irqfd(&self, _gsi: u32, _fd: BorrowedFd<'_>, _resample: Option<BorrowedFd<'_>>) -> Result<Irqfd, Error> {
-        Err(Error::Unsupported("an irqfd"))
+    fn irqfd(&self, gsi: u32, fd: BorrowedFd<'_>, resample: Option<BorrowedFd<'_>>) -> Result<Irqfd, Error> {
+        Ok(Irqfd::new(match resample {
+            None => self.dispatcher.attach(fd, IrqfdTarget::unrouted(&self.table, gsi))?,
+            Some(resample) => self.resamplers.attach_unrouted(&self.dispatcher, gsi, fd, resample)?,
+        }))
+    }
+
+    fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
     }
 
     fn fire(&self, gsi: u32) -> Delivery {
@@ -111,10 +130,22 @@ impl Backend for Soft {
     }
 
     fn end(&self, chip: ChipId, pins: &Pins) {
+        self.resamplers.ended(chip, pins);
         self.table.pin_input().reevaluate(chip, pins);
     }
 
     fn unmasked(&self, chip: ChipId, pins: &Pins) {
-        self.table.pin_input().reevaluate(chip, pins);
+        let unasked = pins.iter().copied().filter(|&pin| !self.resamplers.notify(Pin { chip, pin })).collect();
+        self.table.pin_input().reevaluate(chip, &unasked);
+    }
+
+    fn save(&self) -> ManagerState {
+        ManagerState { routes: self.table.save(), resamplers: self.resamplers.save() }
+    }
+
+    fn restore(&self, state: &ManagerState) -> Result<(), Error> {
+        let ManagerState { routes, resamplers } = state;
+        self.table.restore(routes)?;
+        self.resamplers.restore(resamplers)
     }
 }

@@ -1,0 +1,151 @@
+//! A whole machine, saved in mid-flight and restored into another one.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    Error, MsiMessage, VcpuId,
+    chips::x86::{
+        ioapic::{CHIP, INDEX, IoApic, IoApicOptions, WINDOW},
+        lapic::{ApicOptions, ApicSet, LocalApic},
+    },
+    manager::{IrqManager, SoftOptions},
+    pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool, msix::registers::MessageControl},
+    route::{Route, RouteEntry, RoutePolicy},
+};
+
+struct Machine {
+    irqs: IrqManager,
+    ioapic: Arc<IoApic>,
+    cpus: Vec<LocalApic>,
+    msix: MsixTable<InjectorMask>,
+}
+
+fn machine() -> Machine {
+    let apics = ApicSet::new(2, Arc::new(()), ApicOptions::default());
+    let mut cpus: Vec<LocalApic> = (0..2).filter_map(|cpu| apics.local(VcpuId(cpu))).collect();
+    for cpu in &mut cpus {
+        cpu.write(0xf0, 0x1ff);
+    }
+    let ioapic = Arc::new(IoApic::new(apics.clone(), IoApicOptions::default()));
+    let options = SoftOptions::new(apics, ioapic.clone()).policy(RoutePolicy::KVM_X86);
+    let irqs = IrqManager::soft(options).unwrap();
+    let pool = VectorPool::new(irqs.vectors());
+    let msix = MsixTable::new(InjectorMask::new(&pool, 4, InjectorOptions::default()).unwrap()).unwrap();
+    Machine { irqs, ioapic, cpus, msix }
+}
+
+impl Machine {
+    fn save(&self) -> Snapshot {
+        let apics = self.cpus.iter().map(LocalApic::save).collect();
+        Snapshot {
+            manager: self.irqs.save(),
+            x86: Some(X86State { ioapic: self.ioapic.save(), apics }),
+            msix: vec![self.msix.save()],
+            msi: vec![],
+        }
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        let Snapshot { manager, x86, msix, msi: _ } = snapshot;
+        self.irqs.restore(manager)?;
+        let X86State { ioapic, apics } = x86.as_ref().unwrap();
+        self.ioapic.restore(ioapic)?;
+        for (cpu, state) in self.cpus.iter_mut().zip(apics) {
+            cpu.restore(state)?;
+        }
+        self.msix.restore(&msix[0])
+    }
+
+    /// What the guest takes on a CPU, in order.
+    fn taken(&mut self, cpu: usize) -> Vec<u8> {
+        let mut vectors = Vec::new();
+        while let Some(vector) = self.cpus[cpu].acknowledge() {
+            vectors.push(vector);
+            if self.cpus[cpu].eoi().is_some_and(|eoi| eoi.level) {
+                self.irqs.end(CHIP, &self.ioapic.end(vector));
+            }
+        }
+        vectors
+    }
+}
+
+/// A machine with something of everything in flight.
+fn busy() -> Machine {
+    let mut machine = machine();
+    let route = |gsi, vector| RouteEntry { gsi, route: Route::Msi(MsiMessage::new(0xfee0_1000, vector)) };
+    let pin = RouteEntry { gsi: 9, route: Route::Pin(crate::route::Pin { chip: CHIP, pin: 9 }) };
+    machine.irqs.set_routes(&[route(24, 0x41), route(25, 0x42), pin]).unwrap();
+    machine.irqs.mask(25).unwrap();
+    machine.irqs.trigger(24).fire();
+    machine.irqs.trigger(25).fire();
+    let _ = machine.ioapic.write(INDEX, 0x10 + 2 * 9);
+    let _ = machine.ioapic.write(WINDOW, 0x8051);
+    machine.irqs.irq_line(9, true);
+    // MSI-X vector 1 is unmasked, vector 2 is masked with an event pending.
+    machine.msix.set_control(MessageControl::from_bits(1 << 15));
+    for (vector, data) in [(1u64, 0x61u32), (2, 0x62)] {
+        machine.msix.write(vector * 16, &0xfee0_1000u32.to_le_bytes());
+        machine.msix.write(vector * 16 + 8, &data.to_le_bytes());
+    }
+    machine.msix.write(16 + 12, &0u32.to_le_bytes());
+    for vector in [1, 2] {
+        machine.msix.strategy().vector(vector).unwrap().fire();
+    }
+    machine
+}
+
+#[test]
+fn a_machine_in_flight_goes_on_where_it_was() {
+    let snapshot = busy().save();
+    let mut restored = machine();
+    restored.restore(&Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap()).unwrap();
+    assert_eq!(restored.save(), snapshot);
+    assert_eq!(restored.taken(1), [0x61, 0x41], "pending in the local APIC");
+    restored.irqs.unmask(25).unwrap();
+    restored.msix.write(2 * 16 + 12, &0u32.to_le_bytes());
+    assert_eq!(restored.taken(1), [0x62, 0x42], "pending behind their masks");
+    restored.irqs.irq_line(9, false);
+    assert_eq!(restored.taken(0), [0x51], "the level line that was up is sent once and then low");
+}
+
+#[test]
+fn bytes_of_another_kind_are_refused_in_words() {
+    let good = Snapshot::default().to_bytes().unwrap();
+    assert_eq!(Snapshot::from_bytes(&good).unwrap(), Snapshot::default());
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        Snapshot::from_bytes(&bytes).unwrap_err().to_string()
+    };
+    assert!(with(0, b'D').contains("does not begin with the word doorbell"));
+    assert!(with(8, 2).contains("version 2"), "{}", with(8, 2));
+    assert!(Snapshot::from_bytes(&good[..5]).unwrap_err().to_string().contains("5 bytes are too few"));
+    assert!(Snapshot::from_bytes(&good[..good.len() - 1]).is_err());
+    assert!(Snapshot::from_bytes(&[&good[..], b"x"].concat()).unwrap_err().to_string().contains("1 bytes behind"));
+}
+
+proptest! {
+    /// A forged snapshot is refused, or restored into a machine that can be saved again and goes on working.
+    #[test]
+    fn a_forged_snapshot_does_no_harm(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let mut bytes = busy().save().to_bytes().unwrap();
+        for (at, byte) in changes {
+            let at = 12 + at.index(bytes.len() - 12);
+            bytes[at] = byte;
+        }
+        if let Ok(snapshot) = Snapshot::from_bytes(&bytes) {
+            let mut machine = machine();
+            let complete = snapshot.x86.is_some() && !snapshot.msix.is_empty();
+            if complete && machine.restore(&snapshot).is_ok() {
+                machine.save().to_bytes().unwrap();
+            }
+            machine.irqs.trigger(24).fire();
+            for cpu in &mut machine.cpus {
+                cpu.acknowledge();
+            }
+        }
+    }
+}
