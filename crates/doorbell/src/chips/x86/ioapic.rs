@@ -30,6 +30,8 @@
 //! assert_eq!(cpu.acknowledge(), Some(0x41), "the line is still high");
 //! ```
 
+#[cfg(all(test, loom))]
+mod models;
 mod pin;
 mod registers;
 mod rtc;
@@ -378,7 +380,7 @@ impl IoApic {
         let mut held = self.pins[rtc::PIN].take();
         let high = held.line.set(source, level);
         if !high {
-            held.latched = false;
+            held.flags.set_latched(false);
             return Delivery::Delivered(1);
         }
         self.raise_clock(rtc, &mut held)

@@ -28,6 +28,8 @@ mod access;
 mod interrupt;
 mod local;
 mod map;
+#[cfg(all(test, loom))]
+mod models;
 mod registers;
 mod set;
 mod shared;

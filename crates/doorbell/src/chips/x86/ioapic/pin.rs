@@ -24,29 +24,55 @@ pub enum Due {
     Unmasked,
 }
 
+impl Due {
+    const fn into_bits(self) -> u8 {
+        self as u8
+    }
+
+    const fn from_bits(bits: u8) -> Self {
+        match bits {
+            0 => Self::No,
+            1 => Self::Ended,
+            _ => Self::Unmasked,
+        }
+    }
+}
+
 /// What a pin is; all of its behaviour, apart from who may touch it when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinState {
     pub entry: RedirectionEntry,
     pub line: IrqLine,
+    pub flags: Flags,
+}
+
+/// The small fields of a pin, as they lie in its word.
+#[bitfield_struct::bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Flags {
     /// The pin's bit of KVM's `irr`.
     pub latched: bool,
     /// The pin's bit of KVM's `irr_delivered`: the latch stands for an edge that was sent.
     pub delivered: bool,
+    #[bits(2)]
     pub due: Due,
     /// How often in a row the interrupt was sent again at its end.
+    #[bits(16)]
     pub storm: u16,
+    #[bits(43)]
+    __: u64,
+    /// Somebody holds the pin. Always clear in a [`PinState`].
+    busy: bool,
 }
 
 impl PinState {
-    pub const RESET: Self = Self {
-        entry: RedirectionEntry::RESET,
-        line: IrqLine::from_bits(0),
-        latched: false,
-        delivered: false,
-        due: Due::No,
-        storm: 0,
-    };
+    pub const RESET: Self = Self { entry: RedirectionEntry::RESET, line: IrqLine::from_bits(0), flags: Flags::new() };
+
+    /// A level interrupt that could be sent now.
+    #[inline]
+    fn could_send_level(&self) -> bool {
+        self.entry.level() && self.flags.latched() && !self.entry.masked() && !self.entry.remote_irr()
+    }
 
     /// Drives one source of the line.
     #[inline]
@@ -54,7 +80,7 @@ impl PinState {
         if self.line.set(source, level) {
             self.raise(send)
         } else {
-            self.latched = false;
+            self.flags.set_latched(false);
             Delivery::Delivered(1)
         }
     }
@@ -62,10 +88,10 @@ impl PinState {
     /// The line is high: spec A2, A4, A7.
     #[inline]
     pub fn raise(&mut self, send: impl FnOnce(RedirectionEntry) -> Sent) -> Delivery {
-        let merged = self.latched;
-        self.latched = true;
+        let merged = self.flags.latched();
+        self.flags.set_latched(true);
         if !self.entry.level() {
-            self.delivered = false;
+            self.flags.set_delivered(false);
             if merged {
                 return Delivery::Coalesced;
             }
@@ -76,13 +102,13 @@ impl PinState {
     /// Sends the interrupt, unless it is masked or has not ended.
     #[inline]
     pub fn service(&mut self, send: impl FnOnce(RedirectionEntry) -> Sent) -> Delivery {
-        self.due = Due::No;
+        self.flags.set_due(Due::No);
         let level = self.entry.level();
         if self.entry.masked() || (level && self.entry.remote_irr()) {
             return Delivery::Ignored;
         }
         if !level {
-            self.delivered = true;
+            self.flags.set_delivered(true);
         }
         match send(self.entry) {
             Sent::To(delivery) => {
@@ -99,28 +125,29 @@ impl PinState {
     /// The interrupt has ended: spec A9, first half.
     pub fn end(&mut self) {
         self.entry.set_remote_irr(false);
-        self.due = Due::Ended;
+        self.flags.set_due(Due::Ended);
     }
 
     /// Sends again what is still due: spec A9, second half. False if the storm guard holds it back.
     pub fn reevaluate(&mut self, guard: bool, send: impl FnOnce(RedirectionEntry) -> Sent) -> bool {
-        let due = self.due;
-        let again = self.entry.level() && self.latched && !self.entry.masked() && !self.entry.remote_irr();
+        let due = self.flags.due();
+        let again = self.could_send_level();
         match due {
             Due::No => return true,
-            Due::Ended if !again => self.storm = 0,
+            Due::Ended if !again => self.flags.set_storm(0),
             Due::Ended if guard => {
-                self.storm += 1;
-                if self.storm >= STORM {
-                    self.storm = 0;
+                let storm = self.flags.storm() + 1;
+                self.flags.set_storm(storm);
+                if storm >= STORM {
+                    self.flags.set_storm(0);
                     // Not `Ended`: who comes back for it later must not count it again.
-                    self.due = Due::Unmasked;
+                    self.flags.set_due(Due::Unmasked);
                     return false;
                 }
             }
             Due::Ended | Due::Unmasked => {}
         }
-        self.due = Due::No;
+        self.flags.set_due(Due::No);
         if again {
             self.service(send);
         }
@@ -135,26 +162,26 @@ impl PinState {
             // Guests written for IOAPICs without an EOI register end an interrupt in this way.
             self.entry.set_remote_irr(false);
         }
-        let due = self.entry.level() && self.latched && !self.entry.masked() && !self.entry.remote_irr();
+        let due = self.could_send_level();
         if due {
-            self.due = Due::Unmasked;
-        } else if self.due == Due::Unmasked {
-            self.due = Due::No;
+            self.flags.set_due(Due::Unmasked);
+        } else if self.flags.due() == Due::Unmasked {
+            self.flags.set_due(Due::No);
         }
         due
     }
 
     /// The latch may be stale and a resampler will raise the line again if it is not: spec R6.
     pub fn withdraw(&mut self) {
-        if self.due == Due::Unmasked {
-            self.due = Due::No;
-            self.latched = false;
+        if self.flags.due() == Due::Unmasked {
+            self.flags.set_due(Due::No);
+            self.flags.set_latched(false);
         }
     }
 
     /// The first half of `KVM_SET_IRQCHIP`: the entry as it is given, the latch empty. Latched pins are raised again.
     pub fn replace(&mut self, entry: RedirectionEntry) {
-        *self = Self { entry, line: self.line, storm: self.storm, ..Self::RESET };
+        *self = Self { entry, line: self.line, flags: Flags::new().with_storm(self.flags.storm()) };
     }
 }
 
@@ -172,7 +199,7 @@ pub enum Sent {
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Pin {
-    /// `BUSY` and the small fields. Written only by the holder of `BUSY`.
+    /// [`Flags`]. Written only by the holder of `BUSY`.
     word: AtomicU64,
     /// The entry. Only the holder writes it; [`Pin::vector`] may look at it at any time.
     entry: AtomicU64,
@@ -184,40 +211,8 @@ pub struct Pin {
     waiting: AtomicU32,
 }
 
-const BUSY: u64 = 1 << 63;
+const BUSY: u64 = Flags::new().with_busy(true).into_bits();
 const NO_TARGET: u32 = u32::MAX;
-
-/// The small fields in [`Pin::word`].
-#[bitfield_struct::bitfield(u64)]
-struct Small {
-    latched: bool,
-    delivered: bool,
-    ended: bool,
-    unmasked: bool,
-    #[bits(16)]
-    storm: u16,
-    #[bits(44)]
-    __: u64,
-}
-
-impl Small {
-    fn of(state: &PinState) -> Self {
-        Self::new()
-            .with_latched(state.latched)
-            .with_delivered(state.delivered)
-            .with_ended(state.due == Due::Ended)
-            .with_unmasked(state.due == Due::Unmasked)
-            .with_storm(state.storm)
-    }
-
-    fn due(self) -> Due {
-        match (self.ended(), self.unmasked()) {
-            (false, false) => Due::No,
-            (true, _) => Due::Ended,
-            (false, true) => Due::Unmasked,
-        }
-    }
-}
 
 impl Pin {
     pub fn new() -> Self {
@@ -290,15 +285,11 @@ impl Pin {
 
     #[inline]
     fn held(&self, word: u64) -> Held<'_> {
-        let small = Small::from_bits(word);
         // Relaxed: ordered by the Acquire that took BUSY.
         let state = PinState {
             entry: RedirectionEntry::from_bits(self.entry.load(Ordering::Relaxed)),
             line: IrqLine::from_bits(self.line.load(Ordering::Relaxed)),
-            latched: small.latched(),
-            delivered: small.delivered(),
-            due: small.due(),
-            storm: small.storm(),
+            flags: Flags::from_bits(word),
         };
         Held { pin: self, state }
     }
@@ -344,6 +335,6 @@ impl Drop for Held<'_> {
         self.pin.entry.store(self.state.entry.into_bits(), Ordering::Relaxed);
         self.pin.line.store(self.state.line.bits(), Ordering::Relaxed);
         // Release: pairs with the Acquire of the next holder.
-        self.pin.word.store(Small::of(&self.state).into_bits(), Ordering::Release);
+        self.pin.word.store(self.state.flags.into_bits(), Ordering::Release);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     IoApic, PINS, STORM,
-    pin::{Due, PinState},
+    pin::{Due, Flags, PinState},
     registers::RedirectionEntry,
     rtc,
 };
@@ -62,7 +62,7 @@ impl IoApic {
     /// What `KVM_GET_IRQCHIP` returns.
     pub fn state(&self) -> IoApicState {
         let pins: [PinState; PINS] = std::array::from_fn(|pin| *self.pins[pin].take());
-        let irr = pins.iter().enumerate().filter(|(_, pin)| pin.latched && !pin.delivered);
+        let irr = pins.iter().enumerate().filter(|(_, pin)| pin.flags.latched() && !pin.flags.delivered());
         IoApicState {
             // Relaxed: single registers, each means something alone.
             base_address: self.base.load(Ordering::Relaxed),
@@ -116,8 +116,15 @@ impl IoApic {
             id: id.load(Ordering::Relaxed),
             delayed: delayed.load(Ordering::Relaxed),
             pins: std::array::from_fn(|pin| {
-                let PinState { entry, line, latched, delivered, due, storm } = *pins[pin].take();
-                PinSnapshot { entry: entry.into_bits(), line: line.bits(), latched, delivered, due, storm }
+                let PinState { entry, line, flags } = *pins[pin].take();
+                PinSnapshot {
+                    entry: entry.into_bits(),
+                    line: line.bits(),
+                    latched: flags.latched(),
+                    delivered: flags.delivered(),
+                    due: flags.due(),
+                    storm: flags.storm(),
+                }
             }),
         }
     }
@@ -148,10 +155,7 @@ impl IoApic {
                 **held = PinState {
                     entry: RedirectionEntry::from_bits(entry),
                     line: IrqLine::from_bits(line),
-                    latched,
-                    delivered,
-                    due,
-                    storm,
+                    flags: Flags::new().with_latched(latched).with_delivered(delivered).with_due(due).with_storm(storm),
                 };
             });
         }

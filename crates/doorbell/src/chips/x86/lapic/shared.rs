@@ -118,15 +118,18 @@ impl Shared {
 
     /// By the vCPU: asks to be woken. What is pending must be looked at afterwards.
     pub fn arm(&self) {
-        // SeqCst: see the invariant.
-        self.armed.store(1, Ordering::SeqCst);
+        // SeqCst: see the invariant. A swap costs what a sequentially consistent store does, and loom orders it with the
+        // senders' swaps, which it does not do for a store.
+        self.armed.swap(1, Ordering::SeqCst);
         seqcst_boundary();
     }
 
     /// By the vCPU: it is awake and will look. Saves the next sender the wake-up.
     pub fn disarm(&self) {
-        // Relaxed: an arming that is taken late costs one needless wake-up.
-        self.armed.store(0, Ordering::Relaxed);
+        // Relaxed: an arming that is taken late costs one needless wake-up. A kick has taken it already.
+        if self.armed.load(Ordering::Relaxed) != 0 {
+            self.armed.swap(0, Ordering::Relaxed);
+        }
     }
 
     #[inline]

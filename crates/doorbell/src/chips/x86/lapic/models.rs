@@ -1,0 +1,147 @@
+//! loom models of IRR and the kick: a vCPU that sleeps while something is pending has been kicked.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p doorbell --release --lib lapic`
+
+use loom::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use super::shared::{Events, Shared};
+
+struct Machine {
+    cpu: Shared,
+    /// Like an eventfd: kicks since the vCPU last slept.
+    kicks: AtomicU32,
+    /// What the device wrote before its interrupt.
+    data: AtomicU32,
+    crippled: bool,
+}
+
+impl Machine {
+    fn new(crippled: bool) -> Arc<Self> {
+        Arc::new(Self { cpu: Shared::new(), kicks: AtomicU32::new(0), data: AtomicU32::new(0), crippled })
+    }
+
+    fn kick_if(&self, wake: bool) {
+        if wake {
+            self.kicks.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn interrupt(&self, vector: u8) {
+        self.kick_if(self.cpu.accept(vector, false));
+    }
+
+    fn nmi(&self) {
+        self.kick_if(self.cpu.post(|events| events.with_nmi(true)));
+    }
+
+    /// Takes everything that is pending, and says whether that was anything.
+    fn take_all(&self) -> bool {
+        let irr = self.cpu.irr();
+        for (word, mut bits) in irr.into_iter().enumerate() {
+            while bits != 0 {
+                self.cpu.take((word * 64) as u8 + bits.trailing_zeros() as u8);
+                bits &= bits - 1;
+            }
+        }
+        let nmi = self.cpu.events().nmi();
+        if nmi {
+            self.cpu.clear_events(Events::new().with_nmi(true).into_bits());
+        }
+        nmi || irr != [0; 4]
+    }
+
+    /// The vCPU runs until it sleeps and nobody has kicked it.
+    fn run(&self) {
+        loop {
+            if self.crippled {
+                // Looks first and arms then.
+                let found = self.take_all();
+                self.cpu.arm();
+                if !found && self.kicks.swap(0, Ordering::AcqRel) == 0 {
+                    return;
+                }
+            } else {
+                self.cpu.arm();
+                if !self.take_all() && self.kicks.swap(0, Ordering::AcqRel) == 0 {
+                    return;
+                }
+            }
+            self.cpu.disarm();
+        }
+    }
+}
+
+fn sleeps_over_nothing(crippled: bool, senders: &'static [fn(&Machine)]) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(move || {
+        let machine = Machine::new(crippled);
+        let senders: Vec<_> = senders
+            .iter()
+            .map(|sender| {
+                let machine = machine.clone();
+                thread::spawn(move || sender(&machine))
+            })
+            .collect();
+        machine.run();
+        senders.into_iter().for_each(|sender| sender.join().unwrap());
+        let kicked = machine.kicks.load(Ordering::Acquire) != 0;
+        assert!(!machine.take_all() || kicked, "it sleeps over a pending interrupt");
+    });
+}
+
+#[test]
+fn one_sender() {
+    sleeps_over_nothing(false, &[|machine| machine.interrupt(0x41)]);
+}
+
+#[test]
+#[should_panic(expected = "sleeps over a pending interrupt")]
+fn a_vcpu_that_looks_before_it_arms_is_caught() {
+    sleeps_over_nothing(true, &[|machine| machine.interrupt(0x41)]);
+}
+
+#[test]
+fn two_senders() {
+    sleeps_over_nothing(false, &[|machine| machine.interrupt(0x41), |machine| machine.interrupt(0xc2)]);
+}
+
+#[test]
+fn two_senders_of_one_vector() {
+    sleeps_over_nothing(false, &[|machine| machine.interrupt(0x41), |machine| machine.interrupt(0x41)]);
+}
+
+#[test]
+fn an_interrupt_and_an_nmi() {
+    sleeps_over_nothing(false, &[|machine| machine.interrupt(0x41), Machine::nmi]);
+}
+
+/// What a device wrote before its interrupt is there when the handler runs, even if the interrupt was merged.
+#[test]
+fn the_handler_sees_what_was_written_before_a_merged_interrupt() {
+    loom::model(|| {
+        let machine = Machine::new(false);
+        let device = machine.clone();
+        let device = thread::spawn(move || {
+            for round in 1..=2 {
+                device.data.store(round, Ordering::Relaxed);
+                device.interrupt(0x41);
+            }
+        });
+        let mut seen = 0;
+        if machine.take_all() {
+            seen = machine.data.load(Ordering::Relaxed);
+            assert_ne!(seen, 0);
+        }
+        device.join().unwrap();
+        if !machine.take_all() {
+            assert_eq!(seen, 2, "no interrupt is left, so the handler has seen the last of what they stood for");
+        }
+    });
+}
