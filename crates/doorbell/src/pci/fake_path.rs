@@ -18,7 +18,7 @@ struct State {
     gsis: BTreeMap<u32, Gsi>,
     limit: u32,
     last_tag: u32,
-    sent: Vec<MsiMessage>,
+    sent: Log,
     commits: usize,
     refuse: Option<u64>,
 }
@@ -30,15 +30,38 @@ pub(super) trait TestPath: VectorPath {
 
     /// How many GSIs are on loan.
     fn lent(&self) -> usize;
+
+    /// Calls `watch` for each message instead of keeping it.
+    fn watch(&self, watch: Box<dyn FnMut(MsiMessage) + Send>);
+}
+
+/// What was sent, or who is told of it.
+#[derive(Default)]
+pub(super) struct Log {
+    pub(super) sent: Vec<MsiMessage>,
+    pub(super) watch: Option<Box<dyn FnMut(MsiMessage) + Send>>,
+}
+
+impl Log {
+    pub(super) fn push(&mut self, message: MsiMessage) {
+        match &mut self.watch {
+            Some(watch) => watch(message),
+            None => self.sent.push(message),
+        }
+    }
 }
 
 impl TestPath for FakePath {
     fn take_sent(&self) -> Vec<MsiMessage> {
-        std::mem::take(&mut self.state().sent)
+        std::mem::take(&mut self.state().sent.sent)
     }
 
     fn lent(&self) -> usize {
         self.state().gsis.len()
+    }
+
+    fn watch(&self, watch: Box<dyn FnMut(MsiMessage) + Send>) {
+        self.state().sent.watch = Some(watch);
     }
 }
 
@@ -75,17 +98,17 @@ impl FakePath {
         self.state().refuse = address;
     }
 
-    fn with<T>(&self, slot: VectorSlot, act: impl FnOnce(&mut Gsi, &mut Vec<MsiMessage>) -> T) -> Option<T> {
+    fn with<T>(&self, slot: VectorSlot, act: impl FnOnce(&mut Gsi, &mut Log) -> T) -> Option<T> {
         let state = &mut *self.state();
         let gsi = state.gsis.get_mut(&slot.gsi).filter(|gsi| gsi.tag == slot.tag)?;
         Some(act(gsi, &mut state.sent))
     }
 }
 
-fn send(gsi: &Gsi, sent: &mut Vec<MsiMessage>) -> Delivery {
+fn send(gsi: &Gsi, log: &mut Log) -> Delivery {
     match gsi.message {
         Some(message) => {
-            sent.push(message);
+            log.push(message);
             Delivery::Delivered(1)
         }
         None => panic!("an event met a GSI without a message: it is lost"),

@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     InjectorMask, InjectorOptions, MaskStrategy, VectorEvent, VectorPool, WhileDisabled,
-    fake_path::{FakePath, TestPath},
+    fake_path::{FakePath, Log, TestPath},
     shared::{ProducerEvent, SharedMsix, SharedProducer},
 };
 use crate::{
     Delivery, Error, LineSource, MsiMessage, MsiTarget, PinInput, Pins, SlotFire, Target, VectorPath, VectorSlot,
     delivery::ChipId,
     inflight::{BiasPermit, OwnerState},
-    route::{RoutePolicy, RouteTable},
+    route::{Route, RouteEntry, RoutePolicy, RouteTable},
 };
 
 /// A strategy, a way for its events, and the path behind it.
@@ -80,12 +80,12 @@ fn beside(path: Arc<dyn TestPath>, vectors: u16, while_disabled: WhileDisabled) 
 #[derive(Default)]
 struct Sink {
     prepared: Mutex<Vec<MsiMessage>>,
-    sent: Mutex<Vec<MsiMessage>>,
+    log: Mutex<Log>,
 }
 
 impl MsiTarget for Sink {
     fn send(&self, message: &MsiMessage) -> Result<Delivery, Error> {
-        self.sent.lock().unwrap().push(*message);
+        self.log.lock().unwrap().push(*message);
         Ok(Delivery::Delivered(1))
     }
 
@@ -101,7 +101,7 @@ impl MsiTarget for Sink {
 
     fn fire(&self, target: Target) -> Delivery {
         let message = self.prepared.lock().unwrap()[target.bits() as usize];
-        self.sent.lock().unwrap().push(message);
+        self.log.lock().unwrap().push(message);
         Delivery::Delivered(1)
     }
 }
@@ -119,7 +119,7 @@ impl PinInput for Sink {
 }
 
 /// The routing table as a path whose outcome can be seen.
-struct TablePath {
+pub(super) struct TablePath {
     sink: Arc<Sink>,
     table: RouteTable,
 }
@@ -130,15 +130,27 @@ impl TablePath {
         let table = RouteTable::with_bias(sink.clone(), sink.clone(), RoutePolicy::S2_TABLE, bias);
         Arc::new(Self { sink, table })
     }
+
+    /// A table that has only this many GSIs to lend: the others are routed.
+    pub(super) fn limited(gsis: u32) -> Arc<Self> {
+        let path = Self::new(None);
+        let route = |gsi| RouteEntry { gsi, route: Route::Msi(MsiMessage::new(0, 0)) };
+        path.table.set(&(gsis..RouteTable::GSIS).map(route).collect::<Vec<_>>()).unwrap();
+        path
+    }
 }
 
 impl TestPath for TablePath {
     fn take_sent(&self) -> Vec<MsiMessage> {
-        std::mem::take(&mut self.sink.sent.lock().unwrap())
+        std::mem::take(&mut self.sink.log.lock().unwrap().sent)
     }
 
     fn lent(&self) -> usize {
         self.table.lent() as usize
+    }
+
+    fn watch(&self, watch: Box<dyn FnMut(MsiMessage) + Send>) {
+        self.sink.log.lock().unwrap().watch = Some(watch);
     }
 }
 
