@@ -1,8 +1,6 @@
 //! The seams between the stations: what may be sent to the right, and what comes back.
 
-use smallvec::SmallVec;
-
-use crate::{Error, MsiMessage, inflight::OwnerState, irq_line::LineSource};
+use crate::{Error, MsiMessage, inflight::OwnerState, irq_line::LineSource, list::List};
 
 /// What became of an interrupt; KVM's status of a line call (> 0, 0, -1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,7 +98,7 @@ pub trait PinInput: Send + Sync {
 }
 
 /// Pins of one chip, as an end of interrupt returns them.
-pub type Pins = SmallVec<[u16; 24]>;
+pub type Pins = List<u16, 24>;
 
 /// A GSI on loan to one vector of one device: the GSI and the number of the loan.
 ///

@@ -17,6 +17,7 @@ pub mod irqfd;
 pub mod kvm;
 #[cfg(feature = "x86")]
 pub mod kvm_abi;
+pub mod list;
 pub mod manager;
 pub mod msi;
 pub mod pci;

@@ -48,9 +48,7 @@ pub use state::{GsiState, RouteTableState};
 pub use table::RouteTable;
 pub use trigger::{IrqTrigger, SharedTrigger};
 
-use smallvec::SmallVec;
-
-use crate::{Delivery, LineSource, MsiMessage, PinInput, Pins, delivery::ChipId};
+use crate::{Delivery, LineSource, MsiMessage, PinInput, Pins, delivery::ChipId, list::List};
 
 /// One input pin of one chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,7 +71,7 @@ pub enum Route {
 }
 
 /// The entries of one GSI: none, one message, or pins of different chips.
-pub type GsiRoutes = SmallVec<[Route; MAX_PINS]>;
+pub type GsiRoutes = List<Route, MAX_PINS>;
 
 /// To how many chips one GSI may fan out.
 pub const MAX_PINS: usize = 3;

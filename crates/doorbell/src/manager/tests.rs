@@ -17,7 +17,7 @@ use crate::{
         ioapic::{CHIP, Effect, INDEX, IoApic, IoApicOptions, WINDOW},
         lapic::{ApicOptions, ApicSet, LocalApic},
     },
-    route::{Pin, Route, RoutePolicy},
+    route::{GsiRoutes, Pin, Route, RoutePolicy},
 };
 
 struct Machine {
@@ -155,7 +155,7 @@ fn a_trigger_fires_whatever_the_route_is() {
     machine.redirect(5, 0x61);
     assert_eq!(trigger.fire(), Delivery::Delivered(1));
     assert_eq!(machine.serve(), Some(0x61));
-    let pin = RouteUpdate::Set { gsi: 5, routes: smallvec::smallvec![Route::Pin(Pin { chip: CHIP, pin: 6 })] };
+    let pin = RouteUpdate::Set { gsi: 5, routes: GsiRoutes::from_slice(&[Route::Pin(Pin { chip: CHIP, pin: 6 })]) };
     machine.redirect(6, 0x62);
     machine.irqs.update_routes(&[pin]).unwrap();
     trigger.fire();

@@ -120,8 +120,8 @@ impl RouteTable {
     /// As [`set`](Self::set).
     pub fn update(&self, updates: &[RouteUpdate]) -> Result<(), Error> {
         if let [RouteUpdate::Set { gsi, routes }] = updates {
-            if let [Route::Msi(message)] = routes.as_slice() {
-                return self.set_msi(*gsi, message);
+            if let [Route::Msi(message)] = **routes {
+                return self.set_msi(*gsi, &message);
             }
         }
         for update in updates {

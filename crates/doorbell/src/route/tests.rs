@@ -7,7 +7,6 @@ use std::sync::{
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use smallvec::smallvec;
 
 use super::*;
 use crate::{Delivery, Error, MsiTarget, SlotFire, Target, VectorPath, gate::Gate};
@@ -159,7 +158,9 @@ fn a_resolved_target_follows_each_change_of_the_route() {
     table.fire(24);
     table.set_msi(24, &MsiMessage::new(0, 0x42)).unwrap();
     table.fire(24);
-    table.update(&[RouteUpdate::Set { gsi: 24, routes: smallvec![Route::Pin(Pin { chip: 2, pin: 7 })] }]).unwrap();
+    table
+        .update(&[RouteUpdate::Set { gsi: 24, routes: GsiRoutes::from_slice(&[Route::Pin(Pin { chip: 2, pin: 7 })]) }])
+        .unwrap();
     table.fire(24);
     table.set_msi(24, &MsiMessage::new(0, 0x43)).unwrap();
     assert_eq!(table.gsi_of_pin(Pin { chip: 2, pin: 7 }), None);
