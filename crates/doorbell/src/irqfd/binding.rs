@@ -26,10 +26,11 @@ impl Drop for Watch {
 /// A bound eventfd (`KVM_IRQFD`). Dropping it unbinds the eventfd.
 ///
 /// When the drop is over, no event of this binding is being delivered, and none will be (F8a): what was written but not
-/// yet dispatched stays in the eventfd's counter (F8b), where the next binding finds it. Only a sink that drops the
-/// irqfd it was called for does not wait: for its own return.
+/// yet dispatched stays in the eventfd's counter (F8b), where the next binding finds it. Only a target that drops the
+/// irqfd whose event it is given does not wait: for its own return.
 ///
-/// A sink that drops *another* irqfd waits for that one's delivery; two that do so to each other wait for ever.
+/// A target that drops *another* irqfd waits for that one's delivery; two that do so to each other wait for ever. No
+/// target of a resample irqfd may drop it: its line is being driven.
 #[must_use = "dropping it unbinds the eventfd"]
 pub struct Irqfd {
     /// Before `sharing`: the last event must be over before the line is let go.
@@ -60,7 +61,7 @@ impl Irqfd {
     /// returns, none is being delivered to the old one.
     ///
     /// # Errors
-    /// [`Error::Busy`] from its own sink, and for an irqfd with a resample descriptor.
+    /// [`Error::Busy`] from its own delivery, and for an irqfd with a resample descriptor.
     pub fn retarget(&self, target: impl Into<IrqfdTarget>) -> Result<(), Error> {
         if self.sharing.is_some() {
             return Err(Error::Busy("the irqfd's line, which other irqfds may share,"));
@@ -74,7 +75,7 @@ impl Irqfd {
     /// For a binding that has no GSI whose [`Gate`](crate::gate::Gate) would do it.
     ///
     /// # Errors
-    /// [`Error::Busy`] from its own sink.
+    /// [`Error::Busy`] from its own delivery.
     pub fn mask(&self) -> Result<bool, Error> {
         self.watch.inner.mask(self.watch.token)
     }
@@ -82,7 +83,7 @@ impl Irqfd {
     /// Lets events through again, and delivers the pending one; whether there was one.
     ///
     /// # Errors
-    /// [`Error::Busy`] from its own sink.
+    /// [`Error::Busy`] from its own delivery.
     pub fn unmask(&self) -> Result<bool, Error> {
         self.watch.inner.unmask(self.watch.token)
     }
@@ -101,7 +102,7 @@ impl Irqfd {
     /// Sets mask and pending bit, on a binding that has seen no event yet.
     ///
     /// # Errors
-    /// [`Error::Snapshot`] if it would be pending and not masked, [`Error::Busy`] from its own sink; nothing is changed
+    /// [`Error::Snapshot`] if it would be pending and not masked, [`Error::Busy`] from its own delivery; nothing is changed
     /// then.
     pub fn restore(&self, state: &IrqfdState) -> Result<(), Error> {
         self.watch.inner.restore(self.watch.token, state)

@@ -110,7 +110,7 @@ impl Inner {
         }
     }
 
-    /// Ends a binding and waits for it. From its own sink, which cannot wait for itself: as soon as the sink has
+    /// Ends a binding and waits for it. From its own delivery, which cannot wait for itself: as soon as the target has
     /// returned, before any other event can get in.
     pub(super) fn detach(&self, token: Token) {
         if inside::detach(self.id, token) {
@@ -141,16 +141,12 @@ impl Inner {
         }
     }
 
-    /// Inside the latch. Returns the binding if its own sink has dropped it. `room` is `None` where nobody knows.
+    /// Inside the latch. Returns the binding if its own delivery has dropped it. `room` is `None` where nobody knows.
     #[inline]
     fn deliver(&self, token: Token, place: &mut Option<Binding>, room: Option<bool>) -> Option<Binding> {
         let binding = place.as_mut()?;
         if let Source::Eventfd { eventfd, counter, .. } = &mut binding.source {
             counter.take(eventfd, room, &self.info);
-        }
-        if !binding.destination.is_foreign() {
-            binding.destination.deliver();
-            return None;
         }
         let inside = Inside::enter(self.id, token);
         binding.destination.deliver();
@@ -325,7 +321,7 @@ impl Dispatcher {
     /// after fewer than [`BATCH`] nothing is left.
     ///
     /// # Errors
-    /// `EDEADLK` inside a sink, which must not dispatch; else what `epoll_wait` says.
+    /// `EDEADLK` inside a delivery, which must not dispatch; else what `epoll_wait` says.
     pub fn dispatch(&self) -> io::Result<usize> {
         self.inner.batch(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
     }

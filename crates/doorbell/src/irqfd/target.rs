@@ -83,12 +83,6 @@ impl Destination {
             Self::Resample(resampler) => resampler.raise(),
         }
     }
-
-    /// Whether the embedder's own code runs, which may drop the binding that it is called for.
-    #[inline]
-    pub(super) fn is_foreign(&self) -> bool {
-        matches!(self, Self::Sink(_))
-    }
 }
 
 impl From<IrqfdTarget> for Destination {

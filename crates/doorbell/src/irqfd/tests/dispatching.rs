@@ -200,3 +200,36 @@ fn inside_its_sink_an_irqfd_refuses_what_would_wait_for_the_sink() {
     assert_eq!(answers.get(), Some(&[Errno::BUSY, Errno::BUSY, Errno::BUSY, Errno::DEADLK]));
     own.lock().take();
 }
+
+#[test]
+fn a_controller_may_drop_the_irqfd_whose_message_it_is_sent() {
+    struct Dropping(Mutex<Option<Irqfd>>, Counted);
+    impl MsiTarget for Dropping {
+        fn send(&self, _: &MsiMessage) -> Result<Delivery, Error> {
+            self.1.0.fetch_add(1, Ordering::Relaxed);
+            drop(self.0.lock().take());
+            Ok(Delivery::Delivered(1))
+        }
+        fn prepare(&self, _: &MsiMessage) -> Option<Target> {
+            None
+        }
+        fn fire(&self, _: Target) -> Delivery {
+            unreachable!("nothing was resolved")
+        }
+    }
+    let (dispatcher, fds, count) = (dispatcher(), [eventfd(), eventfd()], Counted::default());
+    let controller = Arc::new(Dropping(Mutex::new(None), count.clone()));
+    let msi = Arc::clone(&controller) as Arc<dyn MsiTarget>;
+    let table = Arc::new(RouteTable::new(Arc::clone(&msi), Arc::new(NoPins), RoutePolicy::S2_TABLE));
+    route(&table, 1, Route::Msi(MsiMessage::new(0, 1)));
+    let targets =
+        [IrqfdTarget::unrouted(&table, 1), IrqfdTarget::Message { target: msi, message: MsiMessage::new(0, 2) }];
+    for (at, target) in targets.into_iter().enumerate() {
+        *controller.0.lock() = Some(dispatcher.attach(&fds[at], target).unwrap());
+        write(&fds[at], 1);
+        dispatch(&dispatcher);
+        write(&fds[at], 1);
+        dispatch(&dispatcher);
+        assert_eq!((count.get() as usize, counter(&fds[at])), (at + 1, 1));
+    }
+}
