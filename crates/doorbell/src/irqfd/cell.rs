@@ -7,7 +7,7 @@ use crate::{
 
 /// A [`Latch`] and what it guards: the firer and the configurer that are inside have the value to themselves.
 pub(crate) struct LatchCell<T> {
-    /// Never owned by a single owner (`Latch::own`), so that nobody fires without taking it.
+    /// Lock order: its user's. Never owned by a single owner (`Latch::own`), so that nobody fires without taking it.
     latch: Latch,
     /// Touched only between taking the latch and leaving it.
     value: UnsafeCell<T>,

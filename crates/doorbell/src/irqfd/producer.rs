@@ -83,7 +83,7 @@ impl OwnLine {
 /// next end of interrupt lowers it.
 pub struct Producer {
     _watch: Watch,
-    /// `None` once it is dead. Lock order: the dispatcher's configuration; not held while anything is called.
+    /// `None` once it is dead. Lock order: a leaf; not held while anything is called.
     alive: Arc<Mutex<Option<Alive>>>,
 }
 

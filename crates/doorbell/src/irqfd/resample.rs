@@ -63,7 +63,8 @@ impl Line for GsiLine {
 
 /// One line and those who share it: what happens on an event, on an end, and when a sharer comes or goes.
 ///
-/// Lock order: between the latch of the binding whose event raises the line, and that of the GSI.
+/// Lock order of both latches: right of the list of the resamplers and of the latch of the binding whose event raises
+/// the line, left of the GSI.
 pub(super) struct ResampleLine<L, N> {
     line: L,
     /// Whether the resample source is up. Its latch makes the value and the line change together.
@@ -165,7 +166,8 @@ struct Entry {
 
 struct Shared {
     table: Arc<RouteTable>,
-    /// Lock order: the dispatcher's configuration; held while sharers come and go, and for a look-up at an end.
+    /// Lock order: right of the latches of bindings (a target may drop irqfds), left of the resamplers' own. Held while
+    /// sharers come and go, and for a look-up at an end.
     by_gsi: Mutex<Config>,
     /// How many GSIs have a resampler. Relaxed: an end that misses one that is being made came before it.
     count: AtomicU32,

@@ -64,6 +64,7 @@ impl fmt::Debug for Token {
 /// The latch's payload is the generation, shifted, and whether it is occupied. A free slot has the generation that its
 /// next occupant gets.
 pub(crate) struct BindingSlot<T> {
+    /// Lock order: left of all that a target takes; the target runs inside.
     cell: LatchCell<Option<T>>,
 }
 
@@ -196,7 +197,7 @@ struct Free {
 /// Slots in chunks that are only ever added, so that a firer finds one without a lock.
 pub(crate) struct Slots<T> {
     chunks: [OnceLock<Box<[Padded<T>]>>; CHUNKS],
-    /// Lock order: the dispatcher's configuration, first of all. Held for the choice of an index only.
+    /// Lock order: a leaf; held for the choice of an index only.
     free: Mutex<Free>,
 }
 
