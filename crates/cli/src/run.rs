@@ -167,13 +167,17 @@ fn run_on(chips: Chips, args: &Args, machine: &Machine, plan: &Plan) -> Result<O
     let poll = if chips == Chips::Soft { Duration::ZERO } else { Duration::from_micros(50) };
     let run = Run { machine: &machine.name, chips: chips.name(), plan, patience, poll };
     run.go(|ledger, memory, doorbells| -> Result<Box<dyn Running>, String> {
+        let under_kvm = |chips| -> Result<Box<dyn Running>, String> {
+            Ok(Box::new(kernel::Kernel::start(chips, plan, ledger, memory, doorbells)?))
+        };
         match chips {
             Chips::Soft => {
                 let options = soft::Options { fault: args.fault, seed: args.seed, trace: args.trace.is_some() };
                 Ok(Box::new(soft::Soft::start(plan, ledger, doorbells, &options)?))
             }
-            Chips::Kernel => Ok(Box::new(kernel::Kernel::start(plan, ledger, memory, doorbells)?)),
-            _ => Err("not there yet".into()),
+            Chips::Kernel => under_kvm(guest::Chips::Kernel),
+            Chips::Split => under_kvm(guest::Chips::Split),
+            Chips::None => under_kvm(guest::Chips::None),
         }
     })
 }

@@ -9,8 +9,10 @@ pub mod kick;
 mod path;
 mod routes;
 mod source;
+pub mod split;
 #[cfg(all(test, not(loom)))]
 mod tests;
+pub mod user;
 pub mod vm;
 
 pub use chips::{KernelMsi, KernelPins, X86_CHIPS};
@@ -18,6 +20,8 @@ pub use heat::Promotion;
 pub use irqs::{KvmIrqs, KvmOptions, PromoterThread};
 pub use kick::VcpuKick;
 pub use source::VectorSource;
+pub use split::{SPLIT_PINS, SplitChip};
+pub use user::{Entry, UserCpu, VcpuPort};
 pub use vm::{Calls, Vm};
 
 use crate::{MsiMessage, delivery::ChipId};

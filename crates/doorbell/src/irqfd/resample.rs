@@ -262,6 +262,11 @@ impl Resamplers {
         self.of_pin(pin).is_some_and(|resampler| resampler.shared.notify())
     }
 
+    /// Whether a pin has a sharer to be told.
+    pub fn covers(&self, pin: Pin) -> bool {
+        self.of_pin(pin).is_some()
+    }
+
     fn of_pin(&self, pin: Pin) -> Option<Arc<Resampler>> {
         if self.shared.count.load(Ordering::Relaxed) == 0 {
             return None;

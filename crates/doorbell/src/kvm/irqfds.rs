@@ -257,7 +257,7 @@ impl Irqfds {
         for (_, gsi) in batch {
             if committed.is_err() {
                 if let Some(held) = config.held.get_mut(&gsi) {
-                    held.routes.clear();
+                    held.routes = GsiRoutes::new();
                 }
             }
             self.let_go_if_empty(&mut config, gsi);
@@ -465,7 +465,7 @@ impl Locked<'_> {
         if let Err(error) = irqfds.routes.commit(&changes) {
             tracing::warn!(%error, "the kernel refused new routes; their sources go back to the dispatcher");
             for held in config.held.values_mut().filter(|held| changes.iter().any(|(gsi, _)| *gsi == held.kernel)) {
-                held.routes.clear();
+                held.routes = GsiRoutes::new();
             }
         }
         gsis.iter().for_each(|gsi| self.place(*gsi));

@@ -13,10 +13,11 @@ use super::irqfds::Irqfds;
 use super::path::KvmPath;
 use super::routes::KernelRoutes;
 use super::source::VectorSource;
+use crate::chips::x86::ioapic::IoApic;
 use crate::delivery::ChipId;
 use crate::gate::Gate;
-use crate::irqfd::{Dispatcher, DispatcherOptions, Drain, Resamplers};
-use crate::manager::{Backend, Capability, IrqManager, Irqfd};
+use crate::irqfd::{Dispatcher, DispatcherOptions, Drain, Resamplers, ResamplersState};
+use crate::manager::{Backend, Capability, IrqManager, Irqfd, ManagerState};
 use crate::route::{GsiRoutes, Pin, RouteEntry, RoutePolicy, RouteTable, RouteUpdate};
 use crate::{Delivery, Error, LineSource, MsiMessage, PinInput, Pins, VectorPath};
 
@@ -48,8 +49,7 @@ enum PinSide {
     /// The kernel's: it resamples by itself.
     Kernel,
     /// Those of a chip in this process.
-    #[expect(dead_code, reason = "the split chip comes with the IOAPIC")]
-    User { pins: Arc<dyn PinInput>, resamplers: Resamplers },
+    User { ioapic: Arc<IoApic>, resamplers: Resamplers },
 }
 
 /// The interrupts of one VM of the kernel. Clones are handles of the same.
@@ -81,6 +81,21 @@ impl KvmIrqs {
         let msi = Arc::new(KernelMsi::new(Arc::clone(&vm)));
         let table = Arc::new(RouteTable::new(msi, pins, options.policy));
         Self::over(vm, table, routes, first, PinSide::Kernel, options)
+    }
+
+    /// Over local APICs in the kernel and an IOAPIC here, which sends to them; `first`: the lowest kernel GSI that is not
+    /// a pin's.
+    pub(super) fn split(
+        vm: Arc<Vm>,
+        ioapic: Arc<IoApic>,
+        routes: Arc<KernelRoutes>,
+        first: u32,
+        options: KvmOptions,
+    ) -> Result<Self, Error> {
+        let msi = Arc::new(KernelMsi::new(Arc::clone(&vm)));
+        let table = Arc::new(RouteTable::new(msi, Arc::clone(&ioapic) as Arc<dyn PinInput>, options.policy));
+        let pins = PinSide::User { ioapic, resamplers: Resamplers::new(Arc::clone(&table)) };
+        Self::over(vm, table, routes, first, pins, options)
     }
 
     fn over(
@@ -220,6 +235,10 @@ impl Backend for Inner {
         }
     }
 
+    fn dispatcher(&self) -> &Dispatcher {
+        &self.irqfds.dispatcher
+    }
+
     fn fire(&self, gsi: u32) -> Delivery {
         self.table().fire(gsi)
     }
@@ -274,17 +293,47 @@ impl Backend for Inner {
     }
 
     fn end(&self, chip: ChipId, ended: &Pins) {
-        if let PinSide::User { pins, resamplers } = &self.pins {
+        if let PinSide::User { ioapic, resamplers } = &self.pins {
             resamplers.ended(chip, ended);
-            pins.reevaluate(chip, ended);
+            ioapic.reevaluate(chip, ended);
         }
     }
 
     fn unmasked(&self, chip: ChipId, unmasked: &Pins) {
-        if let PinSide::User { pins, resamplers } = &self.pins {
-            let stale = |pin: &u16| !resamplers.notify(Pin { chip, pin: *pin });
-            let rest: Pins = unmasked.iter().copied().filter(stale).collect();
-            pins.reevaluate(chip, &rest);
+        if let PinSide::User { ioapic, resamplers } = &self.pins {
+            let resampled = |pin: &u16| resamplers.covers(Pin { chip, pin: *pin });
+            let (asked, sent): (Vec<_>, Vec<_>) = unmasked.iter().copied().partition(resampled);
+            let (asked, sent) = (Pins::from_slice(&asked), Pins::from_slice(&sent));
+            // Before the devices are told: who still wants the line raises it again.
+            ioapic.withdraw(&asked);
+            for &pin in &asked {
+                resamplers.notify(Pin { chip, pin });
+            }
+            ioapic.reevaluate(chip, &sent);
+        }
+    }
+    /// Lines that in-kernel sources hold up are in the state of the kernel's chips, not here.
+    fn save(&self) -> ManagerState {
+        for gsi in self.irqfds.held() {
+            self.irqfds.lock().remember(gsi);
+        }
+        let resamplers = match &self.pins {
+            PinSide::Kernel => ResamplersState::default(),
+            PinSide::User { resamplers, .. } => resamplers.save(),
+        };
+        ManagerState { routes: self.table().save(), resamplers }
+    }
+
+    fn restore(&self, state: &ManagerState) -> Result<(), Error> {
+        let ManagerState { routes, resamplers: raised } = state;
+        if matches!(self.pins, PinSide::Kernel) && !raised.raised.is_empty() {
+            return Err(Error::Snapshot("resampled lines are raised, but here they are the kernel's to save".into()));
+        }
+        self.table().restore(routes)?;
+        self.irqfds.settle(self.irqfds.held());
+        match &self.pins {
+            PinSide::Kernel => Ok(()),
+            PinSide::User { resamplers, .. } => resamplers.restore(raised),
         }
     }
 }

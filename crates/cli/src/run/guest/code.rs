@@ -26,8 +26,20 @@ pub const fn block_base(vcpu: u32) -> u32 {
     vcpu * BLOCK
 }
 
+/// Whether the guest leaves to user space after the end of each level interrupt.
+///
+/// On a split chip the kernel reports that end when it next enters the guest. Where it emulates guest code, it may
+/// instead go on to the idle loop's HLT and sleep, with the report still to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterLevel {
+    /// It goes on.
+    Nothing,
+    /// It writes to a port, which nobody has.
+    Exit,
+}
+
 /// The block of `vcpu`, which belongs at [`block_base`]. `spans` are those of its page in the ledger.
-pub fn assemble(vcpu: u32, spans: &[u8; SLOTS]) -> Vec<u8> {
+pub fn assemble(vcpu: u32, spans: &[u8; SLOTS], after_level: AfterLevel) -> Vec<u8> {
     let page = LEDGER_BASE + Ledger::cpu_page_offset(vcpu) as u32;
     let segment = ((block_base(vcpu) >> 4) as u16).to_le_bytes();
     let mut block = vec![0; BLOCK as usize];
@@ -36,17 +48,19 @@ pub fn assemble(vcpu: u32, spans: &[u8; SLOTS]) -> Vec<u8> {
     let stray = put(&mut block, &mut next, &Handler::new(page, 0).stray());
     for vector in 0..=255_u8 {
         let slot = usize::from(vector.wrapping_sub(FIRST_VECTOR));
-        let span = spans.get(slot).map_or(0, |span| usize::from(span & !SPAN_LEVEL));
+        let flags = spans.get(slot).copied().unwrap_or(0);
+        let span = usize::from(flags & !SPAN_LEVEL);
+        let exit = flags & SPAN_LEVEL != 0 && after_level == AfterLevel::Exit;
         let entry = match span {
             _ if vector < FIRST_VECTOR => stray,
             0 => stray,
-            _ => put(&mut block, &mut next, &Handler::new(page, vector).serve(slot, span.min(SLOTS - slot))),
+            _ => put(&mut block, &mut next, &Handler::new(page, vector).serve(slot, span.min(SLOTS - slot), exit)),
         };
         let offset = (entry as u16).to_le_bytes();
         let at = usize::from(vector) * 4;
         block[at..at + 4].copy_from_slice(&[offset[0], offset[1], segment[0], segment[1]]);
     }
-    assert!(next <= usize::from(ENTRY), "a handler takes at most 92 bytes a slot");
+    assert!(next <= usize::from(ENTRY), "a handler takes at most 96 bytes a slot");
     // sti; hlt; and back to hlt, interrupts still enabled: iret restores the flag.
     block[usize::from(ENTRY)..][..4].copy_from_slice(&[0xfb, 0xf4, 0xeb, 0xfd]);
     block
@@ -79,19 +93,19 @@ impl Handler {
 
     /// For a vector that nobody uses.
     fn stray(self) -> Vec<u8> {
-        self.increment(offset_of!(CpuPage, stray)).leave()
+        self.increment(offset_of!(CpuPage, stray)).leave(false)
     }
 
     /// For a vector that serves `span` slots from `slot` on.
-    fn serve(self, slot: usize, span: usize) -> Vec<u8> {
+    fn serve(self, slot: usize, span: usize, exit: bool) -> Vec<u8> {
         if span == 1 {
-            let seen = Self { page: self.page, code: Vec::new() }.record(slot).leave();
+            let seen = Self { page: self.page, code: Vec::new() }.record(slot).leave(exit);
             return self
                 .compare(slot)
                 .skip_if_equal(seen.len())
                 .bytes(&seen)
                 .increment(offset_of!(CpuPage, again) + 4 * slot)
-                .leave();
+                .leave(exit);
         }
         // xor bx, bx: nothing new so far.
         let mut handler = self.bytes(&[0x31, 0xdb]);
@@ -102,7 +116,7 @@ impl Handler {
         }
         let none = Self { page: handler.page, code: Vec::new() }.increment(offset_of!(CpuPage, again) + 4 * slot).code;
         // test bx, bx; jnz over the next instruction
-        handler.bytes(&[0x85, 0xdb, 0x75, none.len() as u8]).bytes(&none).leave()
+        handler.bytes(&[0x85, 0xdb, 0x75, none.len() as u8]).bytes(&none).leave(exit)
     }
 
     /// `mov eax, [sequence]; cmp eax, [seen]`
@@ -123,9 +137,11 @@ impl Handler {
         self.increment(offset_of!(CpuPage, count) + 4 * slot).address(&[0x66, 0x67, 0xa3], seen)
     }
 
-    /// Ends the interrupt at the local APIC, which takes any value; `inc dword [ended]; iret`.
-    fn leave(self) -> Vec<u8> {
-        self.address(&[0x66, 0x67, 0xa3], APIC_EOI).increment(offset_of!(CpuPage, ended)).bytes(&[0xcf]).code
+    /// Ends the interrupt at the local APIC, which takes any value; `out 0x80, al` to exit; `inc dword [ended]; iret`.
+    fn leave(self, exit: bool) -> Vec<u8> {
+        let out: &[u8] = if exit { &[0xe6, 0x80] } else { &[] };
+        let ended = self.address(&[0x66, 0x67, 0xa3], APIC_EOI).bytes(out);
+        ended.increment(offset_of!(CpuPage, ended)).bytes(&[0xcf]).code
     }
 
     /// `inc dword [page + offset]`
@@ -164,7 +180,7 @@ mod tests {
     }
 
     fn check(vcpu: u32, spans: &[u8; SLOTS]) {
-        let block = assemble(vcpu, spans);
+        let block = assemble(vcpu, spans, AfterLevel::Exit);
         assert_eq!(block.len(), BLOCK as usize);
         for vector in 0..256 {
             let entry = &block[vector * 4..][..4];

@@ -5,28 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use doorbell::kvm::{VcpuKick, Vm};
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_IRQCHIP_IOAPIC, kvm_enable_cap, kvm_irqchip};
+use doorbell::kvm::{KvmIrqs, KvmOptions, VcpuKick, Vm};
+use doorbell::manager::IrqManager;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use super::chips::{self, ChipSet, Chips};
 use super::code::{self, BLOCK, LEDGER_BASE, MOST_VCPUS, block_base};
 use super::memory::Mapping;
-use super::vcpu::{self, Exits, KernelApic, VcpuReport};
+use super::vcpu::{self, Exits, VcpuReport};
 use crate::run::ledger::{Ledger, SLOTS};
 
 /// Three pages that KVM takes for itself in real mode on some CPUs: away from memory and chips.
 const TSS_ADDRESS: usize = 0xfffb_d000;
-
-/// Whose chips the guest has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chips {
-    /// All in the kernel.
-    Kernel,
-    /// Local APICs in the kernel, doorbell's IOAPIC.
-    Split,
-    /// All of them doorbell's.
-    None,
-}
 
 /// One VM that runs the guest.
 pub struct KernelMachine {
@@ -35,7 +25,7 @@ pub struct KernelMachine {
     /// vCPUs that do not run yet.
     waiting: Vec<(VcpuFd, Box<dyn Exits>)>,
     threads: Vec<JoinHandle<Result<VcpuReport, String>>>,
-    irqs: Arc<Vm>,
+    chips: ChipSet,
     low: Mapping,
     /// Held for the guest, until the threads have ended (see `Drop`).
     _shared: Mapping,
@@ -53,7 +43,7 @@ impl KernelMachine {
     ///
     /// # Errors
     /// One line: there is no /dev/kvm, or what the kernel refused.
-    pub fn new(chips: Chips, ledger: &Ledger, memory: BorrowedFd<'_>) -> Result<Self, String> {
+    pub fn new(chips: Chips, ledger: &Ledger, memory: BorrowedFd<'_>, options: KvmOptions) -> Result<Self, String> {
         let vcpus = ledger.vcpus() as u32;
         if vcpus > MOST_VCPUS {
             return Err(format!("{vcpus} vCPUs are too many for this guest: at most {MOST_VCPUS}"));
@@ -61,15 +51,7 @@ impl KernelMachine {
         let kvm = Kvm::new().map_err(|error| format!("no virtual machine without /dev/kvm: {error}"))?;
         let vm = kvm.create_vm().map_err(|error| refused("KVM_CREATE_VM", error))?;
         vm.set_tss_address(TSS_ADDRESS).map_err(|error| refused("KVM_SET_TSS_ADDR", error))?;
-        match chips {
-            Chips::Kernel => vm.create_irq_chip().map_err(|error| refused("KVM_CREATE_IRQCHIP", error))?,
-            Chips::Split => {
-                // 24 GSIs whose ends of interrupt the kernel reports: the IOAPIC's pins.
-                let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args: [24, 0, 0, 0], ..Default::default() };
-                vm.enable_cap(&split).map_err(|error| refused("KVM_CAP_SPLIT_IRQCHIP", error))?;
-            }
-            Chips::None => {}
-        }
+        chips::create(&vm, chips)?;
 
         let low = Mapping::anonymous((vcpus * BLOCK) as usize).map_err(|error| format!("guest memory: {error}"))?;
         let shared = Mapping::shared(memory, Ledger::cpu_page_offset(vcpus))
@@ -79,49 +61,40 @@ impl KernelMachine {
 
         // SAFETY: `vm` is open for the length of this call, which keeps a duplicate.
         let irqs = Vm::new(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }).map_err(|error| error.to_string())?;
-        let mut machine = Self {
-            kicks: Vec::new(),
-            stop: Arc::default(),
-            waiting: Vec::new(),
-            threads: Vec::new(),
-            irqs: Arc::new(irqs),
-            low,
-            _shared: shared,
-            vm,
-        };
+        let irqs = Arc::new(irqs);
+        let mut vcpus_made = Vec::new();
+        let mut kicks = Vec::new();
         for index in 0..vcpus {
-            machine.add_vcpu(index, chips)?;
+            let vcpu = vm.create_vcpu(index.into()).map_err(|error| refused("KVM_CREATE_VCPU", error))?;
+            vcpu::prepare(&vcpu, index, chips != Chips::None)
+                .map_err(|error| refused("the vCPU's first state", error))?;
+            // SAFETY: `vcpu` is open for the length of this call.
+            let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+            kicks.push(Arc::new(VcpuKick::new(fd, None).map_err(|error| error.to_string())?));
+            vcpus_made.push(vcpu);
         }
-        Ok(machine)
+        let chips = ChipSet::new(chips, &irqs, &kicks, options).map_err(|error| error.to_string())?;
+        let with_exits = |(index, vcpu)| chips.exits(index).map(|exits| (vcpu, exits));
+        let waiting = (0..).zip(vcpus_made).map(with_exits).collect::<Result<_, _>>()?;
+        Ok(Self { chips, kicks, stop: Arc::default(), waiting, threads: Vec::new(), low, _shared: shared, vm })
     }
 
-    fn add_vcpu(&mut self, index: u32, chips: Chips) -> Result<(), String> {
-        let vcpu = self.vm.create_vcpu(index.into()).map_err(|error| refused("KVM_CREATE_VCPU", error))?;
-        vcpu::prepare(&vcpu, index, chips != Chips::None).map_err(|error| refused("the vCPU's first state", error))?;
-        // SAFETY: `vcpu` is open for the length of this call.
-        let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
-        self.kicks.push(Arc::new(VcpuKick::new(fd, None).map_err(|error| error.to_string())?));
-        self.waiting.push((vcpu, Box::new(KernelApic)));
-        Ok(())
+    /// The interrupts of the machine.
+    pub fn manager(&self) -> &IrqManager {
+        self.chips.manager()
     }
 
-    /// The interrupt calls of the VM.
-    pub fn irqs(&self) -> &Arc<Vm> {
-        &self.irqs
+    /// The eventfds of the VM, where the kernel has local APICs: it can take them.
+    pub fn kernel_irqs(&self) -> Option<&KvmIrqs> {
+        self.chips.kernel_irqs()
     }
 
-    /// Programs an entry of the kernel's IOAPIC, as a guest would through its registers.
+    /// Programs an entry of the IOAPIC, as a guest would through its registers.
     ///
     /// # Errors
     /// One line: there is no such pin, or what the kernel refused.
     pub fn set_redirection(&self, pin: u16, entry: u64) -> Result<(), String> {
-        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
-        self.vm.get_irqchip(&mut chip).map_err(|error| refused("KVM_GET_IRQCHIP", error))?;
-        // SAFETY: the kernel wrote the state of an IOAPIC, as `chip_id` asks, and any bytes are a valid one.
-        let ioapic = unsafe { &mut chip.chip.ioapic };
-        let slot = ioapic.redirtbl.get_mut(usize::from(pin)).ok_or_else(|| format!("the IOAPIC has no pin {pin}"))?;
-        slot.bits = entry;
-        self.vm.set_irqchip(&chip).map_err(|error| refused("KVM_SET_IRQCHIP", error))
+        self.chips.set_redirection(&self.vm, pin, entry)
     }
 
     /// Writes the guest's handlers for the vectors that the ledger says are in use, and starts the vCPU threads.
@@ -132,7 +105,10 @@ impl KernelMachine {
         for (index, (vcpu, mut exits)) in self.waiting.drain(..).enumerate() {
             let page = ledger.cpu(index as u32);
             let spans: [u8; SLOTS] = std::array::from_fn(|slot| page.span[slot].load(Ordering::Relaxed));
-            self.low.copy_in(block_base(index as u32) as usize, &code::assemble(index as u32, &spans));
+            self.low.copy_in(
+                block_base(index as u32) as usize,
+                &code::assemble(index as u32, &spans, self.chips.after_level()),
+            );
             let (kick, stop) = (Arc::clone(&self.kicks[index]), Arc::clone(&self.stop));
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu-{index}"))

@@ -31,24 +31,9 @@ pub trait Exits: Send {
     /// The guest reads from where there is no memory.
     fn read(&mut self, address: u64, data: &mut [u8]);
     /// The guest writes to where there is no memory.
-    fn write(&mut self, address: u64, data: &[u8]);
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), String>;
     /// The guest halts.
     fn halt(&mut self);
-}
-
-/// All chips, or the local APICs, are the kernel's: the vCPU never comes back but to stop.
-pub struct KernelApic;
-
-impl Exits for KernelApic {
-    fn before_entry(&mut self, _: &mut VcpuFd) -> Result<bool, String> {
-        Ok(true)
-    }
-    fn ended(&mut self, _: u8) {}
-    fn read(&mut self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn write(&mut self, _: u64, _: &[u8]) {}
-    fn halt(&mut self) {}
 }
 
 /// Puts the vCPU at the guest's first instruction, with its local APIC, if the kernel has one, enabled.
@@ -114,9 +99,10 @@ pub fn run(
                 exits.ended(vector);
             }
             Ok(VcpuExit::MmioRead(address, data)) => exits.read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => exits.write(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => exits.write(address, data)?,
             Ok(VcpuExit::Hlt) => exits.halt(),
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+            // A port is written to for the sake of the exit (`AfterLevel`).
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoOut(..)) => {}
             Ok(exit) => return Err(format!("the guest stopped: {exit:?}")),
             Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {}
             Err(error) => return Err(format!("KVM_RUN: {error}")),

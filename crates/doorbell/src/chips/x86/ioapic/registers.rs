@@ -87,7 +87,7 @@ impl RedirectionEntry {
     /// The message that this entry sends.
     ///
     /// Bits 63:48 and bit 11 go to the address as they are, which also is the remappable format (VT-d, section 5.1.5.1).
-    pub(super) fn message(self, device_id: Option<DeviceId>) -> MsiMessage {
+    pub fn message(self, device_id: Option<DeviceId>) -> MsiMessage {
         let address = MessageAddress::new()
             .with_logical(self.logical())
             .with_extended(self.extended())
