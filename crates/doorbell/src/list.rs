@@ -29,6 +29,11 @@ impl<T, const N: usize> List<T, N> {
         items.iter().cloned().collect()
     }
 
+    /// No items any more.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// One more item, at the end.
     pub fn push(&mut self, item: T) {
         self.0.push(item);
