@@ -272,3 +272,63 @@ impl<T> Slots<T> {
         Held(self.free.lock())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_has_one_place() {
+        let mut next = (0, 0);
+        for index in 0..FIRST_CHUNK * 31 {
+            let (chunk, place) = Slots::<()>::place(index);
+            if (chunk, place) != next {
+                assert_eq!((chunk, place), (next.0 + 1, 0), "index {index}");
+                assert_eq!(next.1, (FIRST_CHUNK as usize) << next.0, "the chunk before is full");
+            }
+            next = (chunk, place + 1);
+        }
+        assert_eq!(Slots::<()>::place(SLOTS - 1), (CHUNKS - 1, ((FIRST_CHUNK as usize) << (CHUNKS - 1)) - 1));
+        assert_eq!(Slots::<()>::place(SLOTS).0, CHUNKS, "the first one that has none");
+    }
+
+    #[test]
+    fn a_slot_is_reused_by_another_generation_which_the_old_token_does_not_reach() {
+        let slots = Slots::new();
+        let old = slots.insert('a').unwrap();
+        assert_eq!(slots.remove(old), Some('a'));
+        assert_eq!(slots.remove(old), None);
+        let new = slots.insert('b').unwrap();
+        assert_eq!((new.index(), new.generation()), (old.index(), old.generation() + 1));
+        let slot = slots.get(old).unwrap();
+        assert_eq!(slot.fire(old, |place| *place), None);
+        assert_eq!(slot.fire(new, |place| *place), Some(Some('b')));
+        assert!(!slot.is_occupied(old) && slot.is_occupied(new));
+        assert_eq!(slots.occupants().collect::<Vec<_>>(), [new]);
+        assert_eq!(slots.remove(old), None, "it ends its own occupancy only");
+        assert!(slot.is_occupied(new));
+    }
+
+    #[test]
+    fn a_slot_that_has_used_all_generations_is_retired() {
+        let slots = Slots::new();
+        let first = slots.insert('a').unwrap();
+        slots.remove(first);
+        let last = Token::GENERATIONS - 1;
+        slots.at(0).unwrap().cell.configure(|slot, _| slot.payload = last << 1, |_, _| ());
+        let token = slots.insert('b').unwrap();
+        assert_eq!((token.index(), token.generation()), (0, last));
+        assert_eq!(slots.remove(token), Some('b'));
+        assert_eq!(slots.insert('c').unwrap().index(), 1);
+    }
+
+    #[test]
+    fn numbers_that_no_slot_has_lead_nowhere() {
+        let slots = Slots::<char>::new();
+        assert!(slots.get(Token::from_bits(0)).is_none(), "no chunk yet");
+        slots.insert('a').unwrap();
+        for bits in [u64::from(FIRST_CHUNK), u64::from(SLOTS), Token::NOBODY.bits()] {
+            assert!(slots.get(Token::from_bits(bits)).is_none());
+        }
+    }
+}
