@@ -336,29 +336,4 @@ impl Backend for Inner {
             PinSide::User { resamplers, .. } => resamplers.restore(raised),
         }
     }
-
-    /// Lines that in-kernel sources hold up are in the state of the kernel's chips, not here.
-    fn save(&self) -> ManagerState {
-        for gsi in self.irqfds.held() {
-            self.irqfds.lock().remember(gsi);
-        }
-        let resamplers = match &self.pins {
-            PinSide::Kernel => ResamplersState::default(),
-            PinSide::User { resamplers, .. } => resamplers.save(),
-        };
-        ManagerState { routes: self.table().save(), resamplers }
-    }
-
-    fn restore(&self, state: &ManagerState) -> Result<(), Error> {
-        let ManagerState { routes, resamplers: raised } = state;
-        if matches!(self.pins, PinSide::Kernel) && !raised.raised.is_empty() {
-            return Err(Error::Snapshot("resampled lines are raised, but here they are the kernel's to save".into()));
-        }
-        self.table().restore(routes)?;
-        self.irqfds.settle(self.irqfds.held());
-        match &self.pins {
-            PinSide::Kernel => Ok(()),
-            PinSide::User { resamplers, .. } => resamplers.restore(raised),
-        }
-    }
 }
