@@ -4,6 +4,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use doorbell_cli::bench::rows;
 
 fn rows(criterion: &mut Criterion) {
+    rows::remote::PROGRAM.get_or_init(|| env!("CARGO_BIN_EXE_doorbell").into());
     for row in rows::all() {
         match (row.work)() {
             Ok(mut work) => {

@@ -39,6 +39,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 /// Runs the command.
 pub fn main(args: Args) -> ExitCode {
+    if let Some(times) = args.writer {
+        return rows::remote::writer(times);
+    }
     let all = rows::all();
     if let Some(unknown) = args.rows.iter().find(|id| all.iter().all(|row| row.id != id.as_str())) {
         let known: Vec<_> = all.iter().map(|row| row.id).collect();

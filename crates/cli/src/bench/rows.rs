@@ -1,6 +1,9 @@
 //! The rows of the table: what is measured, by which work, beside what of the kernel's. Shared with `benches/`.
 
 mod machine;
+mod messages;
+mod pins;
+pub mod remote;
 mod routes;
 
 use std::{
@@ -50,6 +53,20 @@ impl Row {
 pub fn all() -> Vec<Row> {
     vec![
         Row::new(UNIT, "one locked read-modify-write: the unit", rmw),
+        Row::new("msi-pending", "single-owner trigger → pending, vCPU awake", messages::pending)
+            .target(12.0)
+            .kernel(kernel::signal_msi),
+        Row::new("msi-pending-shared", "the same from a trigger of any thread", messages::pending_shared)
+            .target(18.0)
+            .kernel(kernel::signal_msi),
+        Row::new("msi-kick", "the first for a sleeping vCPU, kick included", messages::kick).target(17.0),
+        Row::new("msi-kick-shared", "the same from a trigger of any thread", messages::kick_shared).target(26.0),
+        Row::new("lapic-cycle", "LAPIC inject → acknowledge → EOI", messages::lapic_cycle).target(30.0),
+        Row::new("ioapic-edge", "IOAPIC edge pulse", pins::edge).target(20.0).kernel(kernel::irq_line_pulse),
+        Row::new("ioapic-level", "level: raise → acknowledge → lower → EOI", pins::level).target(35.0),
+        Row::new("ioapic-mask", "entry masked and unmasked by the guest", pins::mask).target(50.0),
+        Row::new("msix-deliver", "MSI-X event → pending", messages::msix_deliver).target(15.0),
+        Row::new("msix-mask-cycle", "MSI-X mask → event → unmask", messages::msix_mask_cycle).target(50.0),
         Row::new("route-update", "one message of 4,096 changed, source idle", routes::update_idle)
             .target(40.0)
             .kernel(kernel::set_routing),
@@ -57,6 +74,9 @@ pub fn all() -> Vec<Row> {
         Row::new("vectors-up", "1,024 vectors brought up one by one", routes::vectors_up)
             .target(200_000.0)
             .kernel(kernel::vectors_up),
+        Row::new("eventfd-remote", "eventfd written by another process → pending, asleep", remote::work)
+            .target(4_000.0)
+            .kernel(kernel::irqfd_write),
     ]
 }
 

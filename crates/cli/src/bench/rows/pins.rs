@@ -1,0 +1,83 @@
+//! The pins of the IOAPIC.
+
+use std::{sync::Arc, time::Instant};
+
+use doorbell::{
+    Delivery, LineSource, PinInput,
+    chips::x86::ioapic::{CHIP, IoApic, IoApicOptions},
+};
+
+use super::{
+    Work,
+    machine::{FIRST_VECTOR, Machine, drain},
+};
+
+const PIN: u16 = 5;
+/// Offset of the index register and of the window.
+const INDEX: u64 = 0x00;
+const WINDOW: u64 = 0x10;
+/// The low half of the pin's entry, in the index register.
+const ENTRY_LOW: u32 = 0x10 + 2 * PIN as u32;
+const LEVEL: u32 = 1 << 15;
+const MASKED: u32 = 1 << 16;
+
+/// An IOAPIC in front of one vCPU, with one pin that the guest has set up.
+fn ioapic(low: u32) -> Result<(Machine, Arc<IoApic>), String> {
+    let machine = Machine::new(1);
+    let ioapic = Arc::new(IoApic::new(Arc::clone(&machine.apics) as _, IoApicOptions::default()));
+    let stores = [(INDEX, ENTRY_LOW + 1), (WINDOW, 0), (INDEX, ENTRY_LOW), (WINDOW, low | u32::from(FIRST_VECTOR))];
+    for (offset, value) in stores {
+        let _ = ioapic.write(offset, value);
+    }
+    match ioapic.set(CHIP, PIN, LineSource::USER, true) {
+        Delivery::Delivered(1) => {}
+        other => return Err(format!("the pin was raised, and the answer was {other:?}")),
+    }
+    ioapic.set(CHIP, PIN, LineSource::USER, false);
+    Ok((machine, ioapic))
+}
+
+/// Up and down again; the vCPU takes what came between the batches.
+pub fn edge() -> Result<Work, String> {
+    let (mut machine, ioapic) = ioapic(0)?;
+    drain(&mut machine.cpus[0]);
+    Ok(Box::new(move |times| {
+        let started = Instant::now();
+        for _ in 0..times {
+            std::hint::black_box(ioapic.pulse(CHIP, PIN, LineSource::USER));
+        }
+        let took = started.elapsed();
+        drain(&mut machine.cpus[0]);
+        took
+    }))
+}
+
+/// The line rises, the vCPU takes the interrupt, the driver makes the device lower its line, the vCPU ends it.
+pub fn level() -> Result<Work, String> {
+    let (mut machine, ioapic) = ioapic(LEVEL)?;
+    let mut cycle = move || {
+        let delivery = ioapic.set(CHIP, PIN, LineSource::USER, true);
+        let vector = machine.cpus[0].acknowledge();
+        ioapic.set(CHIP, PIN, LineSource::USER, false);
+        if let Some(eoi) = machine.cpus[0].eoi().filter(|eoi| eoi.level) {
+            let ended = ioapic.end(eoi.vector);
+            ioapic.reevaluate(CHIP, &ended);
+        }
+        (delivery, vector)
+    };
+    // The first ends what the set-up raised.
+    cycle();
+    match cycle() {
+        (Delivery::Delivered(1), Some(FIRST_VECTOR)) => Ok(super::timed(cycle)),
+        other => Err(format!("a level cycle gave {other:?}")),
+    }
+}
+
+/// The guest masks the pin's entry and unmasks it.
+pub fn mask() -> Result<Work, String> {
+    let (_, ioapic) = ioapic(0)?;
+    Ok(super::timed(move || {
+        let _ = ioapic.write(WINDOW, MASKED | u32::from(FIRST_VECTOR));
+        ioapic.write(WINDOW, FIRST_VECTOR.into())
+    }))
+}

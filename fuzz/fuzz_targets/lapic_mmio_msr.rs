@@ -1,0 +1,101 @@
+//! Any bytes as two guest CPUs' accesses to their local APICs, by the window and by MSRs, with messages from devices.
+#![no_main]
+
+use doorbell::{MsiMessage, MsiTarget, VcpuId, chips::x86::lapic::LocalApic};
+use doorbell_fuzz::{Machine, Program};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut program = Program(bytes);
+    let options = program.byte().unwrap_or_default();
+    let mut machine = Machine::new(options);
+    while step(&mut machine, &mut program).is_some() {
+        machine.cpus.iter_mut().for_each(check);
+    }
+    let mut other = Machine::new(options);
+    for (cpu, other) in machine.cpus.iter().zip(&mut other.cpus) {
+        let saved = cpu.save();
+        other.restore(&saved).expect("it was saved by a local APIC");
+        assert_eq!(other.save(), saved);
+    }
+});
+
+fn step(machine: &mut Machine, program: &mut Program<'_>) -> Option<()> {
+    let op = program.byte()?;
+    let Machine { apics, cpus, .. } = machine;
+    let cpu = &mut cpus[usize::from(op >> 7)];
+    match op % 16 {
+        0..=2 => {
+            let (offset, value) = (program.half()?, program.take::<8>()?);
+            cpu.mmio_write((offset & 0xfff).into(), &value[..usize::from(op >> 4 & 7) + 1]);
+        }
+        // A whole register.
+        3 | 4 => {
+            let (register, value) = (program.byte()?, program.take::<4>()?);
+            cpu.mmio_write(u64::from(register & 0x3f) << 4, &value);
+        }
+        5 => {
+            let mut data = [0; 8];
+            let offset = program.half()?;
+            cpu.mmio_read((offset & 0xfff).into(), &mut data[..usize::from(op >> 4 & 7) + 1]);
+        }
+        6 | 7 => {
+            let (register, value) = (program.byte()?, program.quad()?);
+            // The MSRs fault, or not; nothing else can come of them.
+            let _ = cpu.msr_write(0x800 + u32::from(register), value);
+        }
+        8 => {
+            let _ = cpu.msr_read(0x800 + u32::from(program.byte()?));
+        }
+        9 => {
+            let _ = cpu.set_base(program.quad()?);
+        }
+        // Any message at all, and one that looks like one.
+        10 => {
+            let (address, data) = (program.quad()?, program.take()?);
+            let _ = apics.send(&MsiMessage::new(address, u32::from_le_bytes(data)));
+        }
+        11 => {
+            let (low, data) = (program.take::<4>()?, program.half()?);
+            let address = 0xfee0_0000 | u64::from(u32::from_le_bytes(low) & 0xf_ffff);
+            let message = MsiMessage::new(address, data.into());
+            if let Some(target) = apics.prepare(&message) {
+                apics.fire(target);
+            }
+        }
+        12 => {
+            let deliverable = cpu.deliverable();
+            assert_eq!(cpu.acknowledge(), deliverable);
+        }
+        13 => {
+            cpu.eoi();
+        }
+        14 => match op >> 4 & 7 {
+            0 => drop(cpu.set_cr8(program.byte()?.into())),
+            1 => drop(cpu.take_init()),
+            2 => drop(cpu.take_sipi()),
+            3 => drop(cpu.take_nmi()),
+            4 => drop(cpu.take_smi()),
+            5 => drop(cpu.take_extint()),
+            6 => drop(cpu.deliver_local((program.byte()? & 0x3f).into())),
+            _ => cpu.reset(),
+        },
+        _ => match op >> 4 & 3 {
+            0 => apics.nmi(VcpuId(program.byte()?.into())),
+            1 => apics.smi(VcpuId(program.byte()?.into())),
+            2 => apics.set_pic_output(VcpuId(program.byte()?.into()), op >> 6 & 1 == 1),
+            _ => drop(cpu.arm()),
+        },
+    }
+    Some(())
+}
+
+fn check(cpu: &mut LocalApic) {
+    let work = cpu.next();
+    assert_eq!(work.interrupt, cpu.deliverable());
+    if let Some(vector) = work.interrupt {
+        // L6: only a class above the processor priority gets through.
+        assert!(vector & 0xf0 > cpu.ppr() & 0xf0, "{vector:#x} at priority {:#x}", cpu.ppr());
+        assert!(cpu.holds(vector));
+    }
+}

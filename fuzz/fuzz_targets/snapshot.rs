@@ -1,0 +1,74 @@
+//! Any bytes as a saved machine: refused, with nothing changed, or taken, and then saved again as it was.
+#![no_main]
+
+use std::sync::Arc;
+
+use doorbell::{
+    MsiTarget,
+    chips::x86::ioapic::CHIP,
+    manager::{IrqManager, SoftOptions},
+    pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool},
+    route::NoPins,
+    snapshot::Snapshot,
+};
+use doorbell_fuzz::Machine;
+use libfuzzer_sys::fuzz_target;
+
+/// What a snapshot begins with, so that the fuzzer need not find it.
+const HEADER: &[u8] = b"doorbell\x01\0\0\0";
+
+fuzz_target!(|bytes: &[u8]| {
+    // Most have no header.
+    let _ = Snapshot::from_bytes(bytes);
+    let whole = [HEADER, bytes].concat();
+    let Ok(snapshot) = Snapshot::from_bytes(&whole) else { return };
+    let again = snapshot.to_bytes().expect("it was just decoded");
+    assert_eq!(Snapshot::from_bytes(&again).expect("it was just encoded"), snapshot);
+
+    let mut machine = Machine::new(0);
+    let target: Arc<dyn MsiTarget> = machine.apics.clone();
+    let irqs = IrqManager::soft(SoftOptions::new(target, Arc::new(NoPins))).expect("descriptors are left");
+    let before = irqs.save();
+    match irqs.restore(&snapshot.manager) {
+        Ok(()) => assert_eq!(irqs.save(), snapshot.manager),
+        Err(_) => assert_eq!(irqs.save(), before),
+    }
+    if let Some(x86) = &snapshot.x86 {
+        let before = machine.ioapic.save();
+        match machine.ioapic.restore(&x86.ioapic) {
+            Ok(()) => assert_eq!(machine.ioapic.save(), x86.ioapic),
+            Err(_) => assert_eq!(machine.ioapic.save(), before),
+        }
+        for (cpu, state) in machine.cpus.iter_mut().zip(&x86.apics) {
+            let before = cpu.save();
+            match cpu.restore(state) {
+                // Not `state` itself: reserved bits are dropped, as a guest's store drops them.
+                Ok(()) => {
+                    let saved = cpu.save();
+                    cpu.restore(&saved).expect("it was saved by a local APIC");
+                    assert_eq!(cpu.save(), saved);
+                }
+                Err(_) => assert_eq!(cpu.save(), before),
+            }
+        }
+    }
+    let pool = VectorPool::new(irqs.vectors());
+    for state in snapshot.msix.iter().take(4) {
+        let vectors = u16::try_from(state.entries.len().clamp(1, 2048)).expect("at most 2,048");
+        let mask = InjectorMask::new(&pool, vectors, InjectorOptions::default()).expect("1 to 2,048");
+        let mut table = MsixTable::new(mask).expect("1 to 2,048");
+        let before = table.save();
+        if table.restore(state).is_err() {
+            assert_eq!(table.save(), before);
+        }
+    }
+    // What was restored runs.
+    let high = machine.ioapic.save().pins.iter().zip(0u16..).filter(|(pin, _)| pin.line != 0).map(|(_, at)| at).collect();
+    doorbell::PinInput::reevaluate(&machine.ioapic, CHIP, &high);
+    for cpu in &mut machine.cpus {
+        for _ in 0..300 {
+            cpu.acknowledge();
+            cpu.eoi();
+        }
+    }
+});

@@ -1,0 +1,68 @@
+//! What the fuzz targets share: a machine, and bytes read as a program.
+
+use std::sync::Arc;
+
+use doorbell::{
+    VcpuId,
+    chips::x86::{
+        ioapic::{IoApic, IoApicOptions, Version},
+        lapic::{ApicOptions, ApicSet, LocalApic},
+    },
+};
+
+/// Bytes that are taken from the front.
+pub struct Program<'a>(pub &'a [u8]);
+
+impl Program<'_> {
+    /// The next `N` bytes; `None` at the end.
+    pub fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*taken)
+    }
+
+    /// One byte.
+    pub fn byte(&mut self) -> Option<u8> {
+        self.take().map(u8::from_le_bytes)
+    }
+
+    /// Two bytes, little-endian.
+    pub fn half(&mut self) -> Option<u16> {
+        self.take().map(u16::from_le_bytes)
+    }
+
+    /// Eight bytes, little-endian.
+    pub fn quad(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+}
+
+/// An IOAPIC in front of two vCPUs.
+pub struct Machine {
+    /// The shared half of the local APICs.
+    pub apics: Arc<ApicSet>,
+    /// The vCPUs' halves.
+    pub cpus: [LocalApic; 2],
+    /// The IOAPIC.
+    pub ioapic: IoApic,
+}
+
+impl Machine {
+    /// After reset. The bits of `options` choose what an embedder can choose.
+    pub fn new(options: u8) -> Self {
+        let bit = |n: u8| options >> n & 1 == 1;
+        let apic_options = ApicOptions {
+            strict: bit(0),
+            extended_ids: bit(1),
+            no_broadcast_quirk: bit(2),
+            eoi_suppression: bit(3),
+            ..ApicOptions::default()
+        };
+        let apics = ApicSet::new(2, Arc::new(()), apic_options);
+        let version = if bit(4) { Version::V11 } else { Version::V20 };
+        let ioapic_options = IoApicOptions { version, storm_guard: bit(5), ..IoApicOptions::default() };
+        let target: Arc<dyn doorbell::MsiTarget> = apics.clone();
+        let cpus = [0, 1].map(|vcpu| apics.local(VcpuId(vcpu)).expect("each half is taken once"));
+        Self { cpus, ioapic: IoApic::new(target, ioapic_options), apics }
+    }
+}
