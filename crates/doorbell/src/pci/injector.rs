@@ -163,20 +163,23 @@ impl<P: VectorPath + ?Sized> InjectorMask<P> {
         done
     }
 
-    /// Unmasks a masked vector by the GSI that it holds; false if it holds none any more.
+    /// Unmasks a masked vector by the GSI that it holds, with the message that this has; false if it holds none any
+    /// more.
     #[inline]
-    fn open_held(&mut self, at: usize, message: &MsiMessage) -> bool {
+    fn reopen(&mut self, at: usize) -> bool {
         let Some(slot) = self.vectors.slot(at) else { return false };
-        if !self.install(at, slot, message) {
-            return false;
-        }
         self.vectors.path.unmask(slot);
         // A slot that is current now was so when it was unmasked, and an unmasked one is not reclaimed.
-        if !self.vectors.path.is_current(slot) {
-            return false;
+        let current = self.vectors.path.is_current(slot);
+        if current {
+            self.owned[at].phase = Phase::Open;
         }
-        self.owned[at].phase = Phase::Open;
-        true
+        current
+    }
+
+    /// Unmasks a masked vector by the GSI that it holds; false if it holds none any more or refuses the message.
+    fn open_held(&mut self, at: usize, message: &MsiMessage) -> bool {
+        self.vectors.slot(at).is_some_and(|slot| self.install(at, slot, message)) && self.reopen(at)
     }
 
     /// Unmasks a masked vector by a new GSI; false if there is none.
@@ -251,6 +254,29 @@ impl<P: VectorPath + ?Sized> InjectorMask<P> {
         }
     }
 
+    /// Unmasks where more is to do than to unmask the GSI.
+    #[cold]
+    fn unmask_slowly(&mut self, at: usize, message: &MsiMessage) {
+        if !self.open(at, message) {
+            // A vector that was masked while this one looked for a GSI did not know that one is wanted.
+            self.pool.relieve();
+        }
+    }
+
+    /// Masks a vector that was starved, or is so still.
+    #[cold]
+    fn mask_starved(&mut self, at: usize) {
+        self.settle(at);
+        self.mask(at as u16);
+    }
+
+    /// Gives the GSI of a vector that has just been masked to one that waits for it.
+    #[cold]
+    fn share(&mut self, at: usize) {
+        self.detach(at);
+        self.pool.relieve();
+    }
+
     /// Unmasks; false if there was no GSI.
     fn open(&mut self, at: usize, message: &MsiMessage) -> bool {
         self.settle(at);
@@ -278,29 +304,26 @@ impl<P: VectorPath + ?Sized> MaskStrategy for InjectorMask<P> {
     #[inline]
     fn mask(&mut self, vector: u16) {
         let at = usize::from(vector);
-        if at >= self.owned.len() {
-            return;
+        match self.owned.get_mut(at) {
+            Some(owned) if owned.phase == Phase::Open => owned.phase = Phase::Masked,
+            Some(owned) if owned.phase == Phase::Starved => return self.mask_starved(at),
+            _ => return,
         }
-        self.settle(at);
-        if self.owned[at].phase != Phase::Open {
-            return;
-        }
-        self.owned[at].phase = Phase::Masked;
         if let Some(slot) = self.vectors.slot(at) {
             self.vectors.path.mask(slot);
         }
         if self.pool.starving() != 0 {
-            self.detach(at);
-            self.pool.relieve();
+            self.share(at);
         }
     }
 
     #[inline]
     fn unmask(&mut self, vector: u16, message: &MsiMessage) {
         let at = usize::from(vector);
-        if at < self.owned.len() && !self.open(at, message) {
-            // A vector that was masked while this one looked for a GSI did not know that one is wanted.
-            self.pool.relieve();
+        let Some(owned) = self.owned.get(at) else { return };
+        let ready = owned.phase == Phase::Masked && owned.installed.as_ref() == Some(message);
+        if !(ready && self.reopen(at)) {
+            self.unmask_slowly(at, message);
         }
     }
 

@@ -168,7 +168,7 @@ impl<S: MaskStrategy> Run<'_, S> {
             // Any store around the table: 1, 2, 4 or 8 bytes, aligned or not.
             6 => {
                 let room = u64::from(vectors) * ENTRY_BYTES + 16;
-                let offset = u64::from(bytes.word()) % room & if bytes.byte() % 4 == 0 { !0 } else { !3 };
+                let offset = (u64::from(bytes.word()) % room) & if bytes.byte() % 4 == 0 { !0 } else { !3 };
                 let data = bytes.qword();
                 let length = [4, 8, 4, 8, 1, 2, 4, 8][usize::from(bytes.byte() % 8)];
                 self.subject.table.write(offset, &data[..length]);

@@ -164,12 +164,24 @@ impl<S: MaskStrategy> MsixTable<S> {
     }
 
     /// A guest writes the table. A store of 8 bytes is one change.
+    #[inline]
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        let Some(vector) = self.place(offset, data.len(), self.table_bytes()) else { return };
+        if let Ok(dword) = <[u8; 4]>::try_from(data) {
+            self.store(offset, &[u32::from_le_bytes(dword)]);
+        } else if let Ok(qword) = <[u8; 8]>::try_from(data) {
+            let qword = u64::from_le_bytes(qword);
+            self.store(offset, &[qword as u32, (qword >> 32) as u32]);
+        }
+    }
+
+    /// An access of one or two dwords.
+    #[inline]
+    fn store(&mut self, offset: u64, dwords: &[u32]) {
+        let Some(vector) = self.place(offset, dwords.len() * 4, self.table_bytes()) else { return };
         let entry = &mut self.entries[vector];
         let old = *entry;
-        for (dword, field) in data.chunks_exact(4).zip((offset % ENTRY_BYTES..).step_by(4)) {
-            entry.write(field, u32::from_le_bytes([dword[0], dword[1], dword[2], dword[3]]));
+        for (&dword, field) in dwords.iter().zip((offset % ENTRY_BYTES..).step_by(4)) {
+            entry.write(field, dword);
         }
         let new = *entry;
         if !self.control.is_open() || new == old {
