@@ -60,7 +60,10 @@ fn h14_signal_against_the_hosts_unmask() {
 
 #[test]
 fn two_signals_against_mask_and_unmask() {
-    loom::model(|| {
+    let mut builder = loom::model::Builder::new();
+    // Three threads: all interleavings take a minute.
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
         let memory = Memory::masked_by(0, 0);
         let signals = [memory.signal(), memory.signal()];
         memory.words().mask(BIT);
