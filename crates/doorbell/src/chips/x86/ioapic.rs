@@ -338,6 +338,8 @@ impl IoApic {
     #[must_use = "what is still high is sent again by `reevaluate` only"]
     pub fn end_by(&self, vcpu: crate::VcpuId, vector: u8, level: bool) -> Pins {
         if let Some(rtc) = &self.rtc {
+            // Not while the clock's message is being sent.
+            let _held = self.pins[rtc::PIN].take();
             rtc.ended(vcpu, vector);
         }
         if level { self.end(vector) } else { self.end_edge(vector) }
@@ -383,20 +385,14 @@ impl IoApic {
             held.flags.set_latched(false);
             return Delivery::Delivered(1);
         }
-        self.raise_clock(rtc, &mut held)
-    }
-
-    fn raise_clock(&self, rtc: &Rtc, held: &mut Held<'_>) -> Delivery {
         if rtc.is_pending() {
             return Delivery::Coalesced;
         }
         held.raise(|entry| {
             let message = entry.message(self.options.device_id);
-            rtc.sent(&message, entry.vector());
+            rtc.sends(&message, entry.vector());
             let sent = self.target.send(&message).map_or(Sent::Refused, Sent::To);
-            if !matches!(sent, Sent::To(Delivery::Delivered(_))) {
-                rtc.forget();
-            }
+            rtc.sent(if let Sent::To(delivery) = sent { delivery } else { Delivery::Ignored });
             sent
         })
     }

@@ -186,6 +186,7 @@ impl PinState {
 }
 
 /// What became of a message.
+#[derive(Clone, Copy)]
 pub enum Sent {
     To(Delivery),
     /// The target refused it (a remapper that blocks it, for one): nobody will ever end it.

@@ -4,63 +4,85 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::{MsiMessage, VcpuId};
+use crate::{Delivery, MsiMessage, VcpuId};
 
 /// The clock's pin.
 pub const PIN: usize = 8;
 
 /// What the accounting needs to know about the local APICs.
 pub trait RtcTargets: Send + Sync {
-    /// Calls `each` with every CPU that would take this message if it were sent now.
+    /// Calls `each` with every CPU that would put this message in its IRR if it were sent now.
     fn takers(&self, message: &MsiMessage, each: &mut dyn FnMut(VcpuId));
 
-    /// Calls `each` with every CPU that the message's destination names, whether it takes interrupts or not.
+    /// Calls `each` with every CPU that the message's destination names, even if its APIC is disabled.
     fn matches(&self, message: &MsiMessage, each: &mut dyn FnMut(VcpuId));
 }
 
-/// Which CPUs have yet to end which vector.
+/// The accounting. Every call but [`recount`](Self::recount) is made by the holder of the clock's pin.
 pub struct Rtc {
     targets: Arc<dyn RtcTargets>,
     /// In the lock order after the pin; nothing is called while it is held.
-    waits_for: Mutex<Vec<(VcpuId, u8)>>,
+    account: Mutex<Account>,
+}
+
+#[derive(Default)]
+struct Account {
+    /// How many ends are missing. As in KVM, more than there are takers after an NMI, which nobody ends.
+    missing: u32,
+    /// Which CPUs have yet to end which vector.
+    takers: Vec<(VcpuId, u8)>,
+}
+
+impl Account {
+    fn clear(&mut self, taker: usize) {
+        self.takers.swap_remove(taker);
+        self.missing = self.missing.saturating_sub(1);
+    }
 }
 
 impl Rtc {
     pub fn new(targets: Arc<dyn RtcTargets>) -> Self {
-        Self { targets, waits_for: Mutex::new(Vec::new()) }
+        Self { targets, account: Mutex::default() }
     }
 
     pub fn is_pending(&self) -> bool {
-        !self.waits_for.lock().is_empty()
+        self.account.lock().missing != 0
     }
 
     pub fn forget(&self) {
-        self.waits_for.lock().clear();
+        *self.account.lock() = Account::default();
     }
 
-    /// To be called before the message is sent: a CPU may end it at once.
-    pub fn sent(&self, message: &MsiMessage, vector: u8) {
+    /// The clock's message is about to be sent.
+    pub fn sends(&self, message: &MsiMessage, vector: u8) {
         let mut takers = Vec::new();
         self.targets.takers(message, &mut |vcpu| takers.push((vcpu, vector)));
-        *self.waits_for.lock() = takers;
+        self.account.lock().takers = takers;
+    }
+
+    /// It was sent.
+    pub fn sent(&self, delivery: Delivery) {
+        self.account.lock().missing = if let Delivery::Delivered(taken) = delivery { taken } else { 0 };
     }
 
     pub fn ended(&self, vcpu: VcpuId, vector: u8) {
-        self.waits_for.lock().retain(|&waits| waits != (vcpu, vector));
+        let mut account = self.account.lock();
+        if let Some(taker) = account.takers.iter().position(|&taker| taker == (vcpu, vector)) {
+            account.clear(taker);
+        }
     }
 
     pub fn recount(&self, message: &MsiMessage, vector: u8, mut pending: impl FnMut(VcpuId, u8) -> bool) {
         let mut matches = Vec::new();
-        self.targets.matches(message, &mut |vcpu| matches.push(vcpu));
-        let mut waits_for = self.waits_for.lock();
-        for vcpu in matches {
-            let holds = pending(vcpu, vector);
-            let known = waits_for.iter().position(|waits| waits.0 == vcpu);
-            match (holds, known) {
-                (true, None) => waits_for.push((vcpu, vector)),
-                (false, Some(at)) => {
-                    waits_for.swap_remove(at);
+        self.targets.matches(message, &mut |vcpu| matches.push((vcpu, pending(vcpu, vector))));
+        let mut account = self.account.lock();
+        for (vcpu, holds) in matches {
+            match (holds, account.takers.iter().position(|taker| taker.0 == vcpu)) {
+                (true, None) => {
+                    account.takers.push((vcpu, vector));
+                    account.missing += 1;
                 }
+                (false, Some(taker)) => account.clear(taker),
                 _ => {}
             }
         }

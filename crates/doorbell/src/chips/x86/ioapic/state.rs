@@ -4,7 +4,6 @@ use super::{
     IoApic, PINS, STORM,
     pin::{Due, Flags, PinState},
     registers::RedirectionEntry,
-    rtc,
 };
 use crate::{Error, irq_line::IrqLine, sync::Ordering};
 
@@ -92,15 +91,9 @@ impl IoApic {
             held.replace(entry);
             self.follow_entry(pin, before, &mut held);
             if irr >> pin & 1 == 1 {
-                match &self.rtc {
-                    Some(rtc) if pin == rtc::PIN => {
-                        self.raise_clock(rtc, &mut held);
-                    }
-                    _ => {
-                        let send = self.sender(&held);
-                        held.raise(send);
-                    }
-                }
+                // KVM does not account for the clock here; it recounts afterwards.
+                let send = self.sender(&held);
+                held.raise(send);
             }
         }
     }

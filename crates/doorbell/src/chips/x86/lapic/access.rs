@@ -135,10 +135,7 @@ impl LocalApic {
         match msr {
             ApicBase::MSR => Ok(self.base.into_bits()),
             FIRST_MSR..=LAST_MSR if self.base.x2apic() => match (msr - FIRST_MSR) as usize {
-                slot::ICR => {
-                    let (low, high) = (self.registers[slot::ICR], self.registers[slot::ICR_HIGH]);
-                    Ok(u64::from(high) << 32 | u64::from(low))
-                }
+                slot::ICR => Ok(u64::from(self.x2apic_icr_high) << 32 | u64::from(self.registers[slot::ICR])),
                 slot::DFR | slot::ICR_HIGH | slot::ARBITRATION => Err(GeneralProtection),
                 register => self.read_register(register).map(u64::from).ok_or(GeneralProtection),
             },
@@ -180,7 +177,7 @@ impl LocalApic {
         let (icr, destination) = (Icr::from_bits(value as u32).with_busy(false), (value >> 32) as u32);
         self.send(icr, destination);
         self.registers[slot::ICR] = icr.into_bits();
-        self.registers[slot::ICR_HIGH] = destination;
+        self.x2apic_icr_high = destination;
         Ok(())
     }
 

@@ -55,6 +55,8 @@ pub struct LocalApic {
     pub(super) base: ApicBase,
     /// By [`slot`]. The slots of ISR, TMR, IRR, PPR and the timer's current count are not used.
     pub(super) registers: [u32; slot::COUNT],
+    /// The high half of the ICR in x2APIC mode, which does not share the one of xAPIC mode.
+    pub(super) x2apic_icr_high: u32,
     pub(super) isr: [u64; 4],
     /// Between INIT and SIPI.
     pub(super) waits_for_sipi: bool,
@@ -81,6 +83,7 @@ impl LocalApic {
             id,
             base: ApicBase::RESET,
             registers: [0; slot::COUNT],
+            x2apic_icr_high: 0,
             isr: [0; 4],
             waits_for_sipi: false,
             told: Config::new(),
@@ -111,12 +114,12 @@ impl LocalApic {
 
     /// What INIT does: everything but the id and the mode.
     fn init(&mut self) {
-        let Self { set, index: _, id: _, base, registers, isr, waits_for_sipi: _, told: _ } = self;
+        let Self { set, index: _, id: _, base, registers, x2apic_icr_high, isr, waits_for_sipi: _, told: _ } = self;
         let x2apic = base.x2apic();
         for (register, value) in registers.iter_mut().enumerate() {
             *value = match register {
                 slot::ID => *value,
-                slot::LDR if x2apic => *value,
+                slot::LDR | slot::ICR_HIGH if x2apic => *value,
                 slot::DFR => u32::MAX,
                 slot::SVR => Svr::new().with_vector(0xff).into_bits(),
                 _ if LvtEntry::implemented(register) != 0 => LvtEntry::new().with_masked(true).into_bits(),
@@ -132,6 +135,7 @@ impl LocalApic {
             .with_last_lvt(5)
             .with_can_suppress_eoi_broadcast(set.options().eoi_suppression)
             .into_bits();
+        *x2apic_icr_high = 0;
         *isr = [0; 4];
         self.shared().set_vectors([0; 4], [0; 4]);
         self.tell();

@@ -167,10 +167,8 @@ impl ApicSet {
                 return true;
             }
         }
-        if !interrupt.logical
-            && interrupt.destination == XAPIC_BROADCAST
-            && interrupt.mode == DeliveryMode::LowestPriority
-        {
+        if !interrupt.logical && interrupt.destination == XAPIC_BROADCAST && interrupt.is_for_one() {
+            // As in KVM, whatever it was; with the hint it is still for one.
             interrupt.mode = DeliveryMode::Fixed;
         }
         self.ask_all(source, interrupt, each)
@@ -232,7 +230,7 @@ impl ApicSet {
 
     /// Each APIC decides for itself. False if none matches.
     fn ask_all(&self, source: Source, interrupt: Interrupt, each: &mut dyn FnMut(usize, Interrupt)) -> bool {
-        let matches = |&index: &usize| self.matches(index, source, &interrupt);
+        let matches = |&index: &usize| self.map.config(index).present() && self.matches(index, source, &interrupt);
         if !interrupt.is_for_one() {
             let mut any = false;
             for index in (0..self.map.len()).filter(matches) {
@@ -255,11 +253,9 @@ impl ApicSet {
         true
     }
 
+    /// Whether the destination names this APIC, which may be disabled.
     fn matches(&self, index: usize, source: Source, interrupt: &Interrupt) -> bool {
         let config = self.map.config(index);
-        if !config.present() {
-            return false;
-        }
         let this = source.is_some_and(|(sender, _)| sender == index);
         match interrupt.shorthand {
             Shorthand::This => return this,

@@ -10,6 +10,9 @@ use crate::Error;
 /// The size of `struct kvm_lapic_state`: 64 registers, each in the first 4 of 16 bytes.
 pub const LAPIC_PAGE: usize = 1024;
 
+/// Where KVM keeps the high half of the ICR of x2APIC mode: the register is 64 bits wide then.
+const X2APIC_ICR_HIGH: std::ops::Range<usize> = 16 * slot::ICR + 4..16 * slot::ICR + 8;
+
 /// Everything that a [`LocalApic`] and its shared half remember, to be restored into one with the same options and id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -54,6 +57,9 @@ impl LocalApic {
         words(slot::IRR, self.shared().irr());
         registers[slot::PPR] = u32::from(self.ppr());
         registers[slot::TIMER_CURRENT] = 0;
+        if self.base.x2apic() {
+            registers[slot::ICR_HIGH] = self.x2apic_icr_high;
+        }
         if self.base.x2apic() && !self.set.options().extended_ids {
             registers[slot::ID] = self.id << 24;
         }
@@ -61,6 +67,7 @@ impl LocalApic {
         for (bytes, value) in page.chunks_exact_mut(16).zip(registers) {
             bytes[..4].copy_from_slice(&value.to_le_bytes());
         }
+        page[X2APIC_ICR_HIGH].copy_from_slice(&self.x2apic_icr_high.to_le_bytes());
         page
     }
 
@@ -83,6 +90,10 @@ impl LocalApic {
             *value = register_of(page, register);
         }
         self.registers[slot::VERSION] = version;
+        self.x2apic_icr_high = match <[u8; 4]>::try_from(&page[X2APIC_ICR_HIGH]) {
+            Ok(bytes) if !self.base.x2apic() => u32::from_le_bytes(bytes),
+            _ => self.registers[slot::ICR_HIGH],
+        };
         if self.base.x2apic() {
             self.registers[slot::ID] = self.id;
             self.registers[slot::LDR] = self.x2apic_ldr();
@@ -95,7 +106,8 @@ impl LocalApic {
 
     /// Everything, for [`restore`](Self::restore).
     pub fn save(&self) -> LocalApicState {
-        let Self { set: _, index: _, id: _, base, registers: _, isr: _, waits_for_sipi, told: _ } = self;
+        let Self { set: _, index: _, id: _, base, registers: _, x2apic_icr_high: _, isr: _, waits_for_sipi, told: _ } =
+            self;
         LocalApicState {
             base: base.into_bits(),
             page: self.page().to_vec(),
