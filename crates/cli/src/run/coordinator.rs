@@ -56,6 +56,8 @@ pub struct Run<'a> {
     pub patience: Duration,
     /// See `patience`.
     pub poll: Duration,
+    /// The devices stop after this long, whatever they have left to do.
+    pub budget: Option<Duration>,
 }
 
 /// What came of it.
@@ -99,13 +101,18 @@ impl Run<'_> {
         }
         let start = now_ns();
         control(&ledger, Header::GO);
-        let mut watch = Watch::new(plan, &ledger, self.chips);
+        let mut watch = Watch::new(plan, &ledger, self.chips, self.budget);
         let seconds = watch.until_done(&mut devices);
         let mut problems = watch.problems();
+        let out_of_time = watch.out_of_time;
         let paths: Vec<_> =
             plan.vectors.iter().enumerate().map(|(index, vector)| machine.path(index, vector)).collect();
         let ended = machine.stop();
         problems.extend(ended.problems);
+        let mut notes = ended.notes;
+        if out_of_time {
+            notes.push("Its time was up before its devices had done all their work.".into());
+        }
         let vectors: Vec<_> = plan
             .vectors
             .iter()
@@ -138,7 +145,7 @@ impl Run<'_> {
             seconds,
             interrupted: stop::requested(),
             problems,
-            notes: ended.notes,
+            notes,
             vectors,
             beside: Vec::new(),
             parity: None,

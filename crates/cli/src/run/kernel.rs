@@ -2,44 +2,60 @@
 //! doorbell's.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    collections::BTreeMap,
+    os::fd::BorrowedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
 };
 
 use doorbell::{
-    irqfd::DispatchThread,
-    kvm::{KvmOptions, Promotion},
-    manager::Irqfd,
+    Error,
+    irqfd::{DispatchThread, IrqfdTarget},
+    kvm::{KvmIrqs, KvmOptions, PromoterThread},
+    pci::VectorPool,
     route::{Pin, Route, RouteEntry},
 };
 
 use super::{
     coordinator::{Ended, Running},
+    function::{self, Binding, Functions},
     guest::{Chips, KernelMachine},
-    ledger::{Ledger, Slot},
-    plan::{Plan, Vector, Wire, message, redirection},
+    ledger::Ledger,
+    plan::{Line, Plan, Vector, Wire, redirection},
     process::Doorbell,
-    report::Problem,
+    report::{Problem, grouped},
 };
 
 /// The kernel's number of the IOAPIC.
 const IOAPIC: u8 = 2;
-/// The first GSI of the MSI-X vectors: those below are the IOAPIC's pins.
-const FIRST_MESSAGE: u32 = 24;
+/// How long the driver leaves a vector alone, and how long it masks one.
+const PAUSE: Duration = Duration::from_millis(2);
+/// See [`PAUSE`].
+const MASKED: Duration = Duration::from_micros(200);
 
 /// A machine under /dev/kvm.
 pub struct Kernel {
     chips: Chips,
-    gsis: Vec<u32>,
-    // Dropped in this order: no event arrives once the thread has gone.
+    gsis: Vec<Option<u32>>,
+    driver: Driver,
+    // Dropped in this order: no event arrives once the threads have gone.
+    promoter: Option<PromoterThread>,
     dispatching: DispatchThread,
-    irqfds: Vec<Irqfd>,
+    bindings: Vec<Binding>,
     machine: KernelMachine,
 }
 
+fn failed(what: impl std::fmt::Display) -> impl Fn(Error) -> String {
+    move |error| format!("{what}: {error}")
+}
+
 impl Kernel {
-    /// Makes the VM, routes and binds every vector, and starts the guest. Where the kernel has local APICs, all eventfds
-    /// that it can take go to it, with one routing call.
+    /// Makes the VM, routes and binds every vector, and starts the guest. Where the kernel has local APICs, eventfds that
+    /// turn out to be busy go to it in batches.
     ///
     /// # Errors
     /// One line.
@@ -49,79 +65,139 @@ impl Kernel {
         ledger: &Arc<Ledger>,
         memory: BorrowedFd<'_>,
         doorbells: &[Doorbell],
+        seed: u64,
     ) -> Result<Self, String> {
-        let options = KvmOptions::default().promotion(Promotion::Manual);
-        let mut machine = KernelMachine::new(chips, ledger, memory, options)?;
-        let mut routes = Vec::new();
-        let mut gsis = Vec::new();
-        let mut next = FIRST_MESSAGE;
-        for vector in &plan.vectors {
-            match vector.wire {
-                Wire::MsiX { .. } => {
-                    routes.push(RouteEntry { gsi: next, route: Route::Msi(message(vector.slot)) });
-                    gsis.push(next);
-                    next += 1;
-                }
-                Wire::Line(line) => {
-                    let gsi = u32::from(line.pin);
-                    if !gsis.contains(&gsi) {
-                        routes.push(RouteEntry { gsi, route: Route::Pin(Pin { chip: IOAPIC, pin: line.pin }) });
-                        machine.set_redirection(line.pin, redirection(vector.slot.vcpu, line))?;
-                    }
-                    gsis.push(gsi);
-                }
-            }
-        }
+        let mut machine = KernelMachine::new(chips, ledger, memory, KvmOptions::default())?;
         let irqs = machine.manager().clone();
-        irqs.set_routes(&routes).map_err(|error| format!("the routes: {error}"))?;
+        let pool = VectorPool::new(irqs.vectors());
+        let functions = Arc::new(Functions::new(&pool, plan).map_err(failed("MSI-X"))?);
+        let lines: BTreeMap<_, _> = plan.vectors.iter().filter_map(|v| Some((v.line()?, v.slot.vcpu))).collect();
+        for (line, &vcpu) in &lines {
+            machine.set_redirection(line.pin, redirection(vcpu, *line))?;
+        }
+        let route =
+            |line: &Line| RouteEntry { gsi: line.pin.into(), route: Route::Pin(Pin { chip: IOAPIC, pin: line.pin }) };
+        irqs.set_routes(&lines.keys().map(route).collect::<Vec<_>>()).map_err(failed("the routes"))?;
+        functions.program(plan);
         machine.start(ledger)?;
-        let mut irqfds = Vec::new();
-        for (doorbell, &gsi) in doorbells.iter().zip(&gsis) {
-            let bound = irqs.routed(gsi).and_then(|routed| match &doorbell.resample {
-                Some(resample) => irqs.irqfd_resample(routed, doorbell.eventfd.as_fd(), resample.as_fd()),
-                None => irqs.irqfd(routed, doorbell.eventfd.as_fd()),
-            });
-            irqfds.push(bound.map_err(|error| format!("an irqfd for GSI {gsi}: {error}"))?);
+        let mut bindings = Vec::new();
+        for (vector, doorbell) in plan.vectors.iter().zip(doorbells) {
+            let bound = match vector.wire {
+                Wire::MsiX { entry } => {
+                    let source = functions.vector(vector.device, entry).ok_or(Error::NoController);
+                    source.and_then(|source| match machine.kernel_irqs() {
+                        Some(kernel) => kernel.bind_vector(&doorbell.eventfd, Arc::new(source)).map(Binding::Irqfd),
+                        None => {
+                            let target = IrqfdTarget::Sink(Arc::new(source));
+                            irqs.dispatcher().attach(&doorbell.eventfd, target).map(Binding::Vector)
+                        }
+                    })
+                }
+                Wire::Line(line) => function::bind_line(&irqs, line, doorbell).map(Binding::Irqfd),
+            };
+            bindings.push(bound.map_err(failed("an irqfd"))?);
         }
-        if let Some(kernel) = machine.kernel_irqs() {
-            kernel.promote().map_err(|error| format!("the kernel's routes: {error}"))?;
-        }
-        let thread = irqs.dispatcher().spawn("dispatcher");
-        let dispatching = thread.map_err(|error| format!("the dispatcher's thread: {error}"))?;
-        Ok(Self { chips, gsis, dispatching, irqfds, machine })
+        let thread = |error| format!("a thread: {error}");
+        Ok(Self {
+            chips,
+            gsis: function::gsis(plan, |gsi| irqs.routes(gsi)),
+            driver: Driver::start(&functions, plan, seed).map_err(thread)?,
+            promoter: machine.kernel_irqs().map(KvmIrqs::spawn_promoter).transpose().map_err(thread)?,
+            dispatching: irqs.dispatcher().spawn("dispatcher").map_err(thread)?,
+            bindings,
+            machine,
+        })
     }
 }
 
 impl Running for Kernel {
     fn path(&self, index: usize, vector: &Vector) -> String {
-        let Slot { vcpu, .. } = vector.slot;
-        let (gsi, arrives) = (self.gsis[index], vector.arrives_as());
+        let gsi = self.gsis[index].map_or_else(|| "no GSI".into(), |gsi| format!("GSI {gsi}"));
+        let (vcpu, arrives) = (vector.slot.vcpu, vector.arrives_as());
         let (ioapic, apic) = match self.chips {
             Chips::Kernel => ("KVM IOAPIC", "KVM local APIC"),
             Chips::Split => ("IOAPIC", "KVM local APIC"),
             Chips::None => ("IOAPIC", "local APIC"),
         };
         match vector.wire {
-            Wire::MsiX { .. } => format!("irqfd → GSI {gsi} → {apic} {vcpu} → {arrives:#x}"),
+            Wire::MsiX { entry } => format!("irqfd → MSI-X {entry} → {gsi} → {apic} {vcpu} → {arrives:#x}"),
             Wire::Line(line) => {
                 let (pin, end) = (line.pin, if line.resample { " → resample" } else { "" });
-                format!("irqfd → GSI {gsi} → {ioapic} pin {pin} → {apic} {vcpu} → {arrives:#x}{end}")
+                format!("irqfd → {gsi} → {ioapic} pin {pin} → {apic} {vcpu} → {arrives:#x}{end}")
             }
         }
     }
 
     fn stop(self: Box<Self>) -> Ended {
-        let Self { dispatching, irqfds, machine, .. } = *self;
+        let Self { driver, promoter, dispatching, bindings, machine, .. } = *self;
         let mut ended = Ended::default();
+        if let Some((masks, replayed)) = driver.stop() {
+            ended.notes.push(function::note(masks, 0, replayed));
+        }
+        if let Some(kernel) = machine.kernel_irqs() {
+            let calls = kernel.vm().calls();
+            ended.notes.push(format!(
+                "Calls of the kernel: {} of KVM_SET_GSI_ROUTING, {} of KVM_IRQFD, {} of KVM_SIGNAL_MSI.",
+                grouped(calls.set_routing),
+                grouped(calls.assign + calls.deassign),
+                grouped(calls.signal_msi)
+            ));
+        }
+        drop(promoter);
         if let Err(error) = dispatching.stop() {
             ended.problems.push(Problem(format!("the dispatcher: {error}")));
         }
-        drop(irqfds);
+        drop(bindings);
         for (vcpu, report) in machine.stop().into_iter().enumerate() {
             if let Err(error) = report {
                 ended.problems.push(Problem(format!("vCPU {vcpu}: {error}")));
             }
         }
         ended
+    }
+}
+
+/// A thread that plays the part of the guest's driver, which masks and unmasks vectors: the guest itself knows nothing of
+/// PCI.
+struct Driver {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u64, u64)>,
+}
+
+impl Driver {
+    fn start(functions: &Arc<Functions>, plan: &Plan, seed: u64) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let entries: Vec<_> = plan
+            .vectors
+            .iter()
+            .filter_map(|vector| match vector.wire {
+                Wire::MsiX { entry } => Some((vector.device, entry)),
+                Wire::Line(_) => None,
+            })
+            .collect();
+        let (functions, stopped) = (Arc::clone(functions), Arc::clone(&stop));
+        let thread = std::thread::Builder::new().name("driver".into()).spawn(move || {
+            let (mut masks, mut replayed) = (0, 0);
+            let mut random = function::Random::new(seed);
+            // Relaxed: a flag that stands for itself.
+            while !entries.is_empty() && !stopped.load(Ordering::Relaxed) {
+                std::thread::sleep(PAUSE);
+                let (device, entry) = entries[random.next() as usize % entries.len()];
+                if let Some(function) = functions.of(device) {
+                    function.mask(entry);
+                    std::thread::sleep(MASKED);
+                    masks += 1;
+                    replayed += u64::from(function.unmask(entry));
+                }
+            }
+            (masks, replayed)
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// How often it masked, and how many interrupts were pending when it unmasked.
+    fn stop(self) -> Option<(u64, u64)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().ok()
     }
 }

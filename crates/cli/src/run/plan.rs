@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use doorbell::MsiMessage;
+use doorbell::{MsiMessage, route::RouteTable};
 
 use super::{
     ledger::{FIRST_VECTOR, Ledger, SPAN_LEVEL, Slot},
@@ -13,6 +13,8 @@ use super::{
 const LOWEST: u8 = 0x30;
 /// The highest; above it are those that operating systems use among themselves.
 const HIGHEST: u8 = 0xef;
+/// How many MSI-X vectors a machine can have: each needs a GSI, and the lowest 24 are the IOAPIC's pins.
+const MOST_MESSAGES: u32 = RouteTable::GSIS - 24;
 /// The IOAPIC pin of the first line.
 pub const FIRST_PIN: u16 = 16;
 
@@ -123,6 +125,7 @@ impl Plan {
     pub fn new(machine: &Machine) -> Result<Self, String> {
         let mut slots = Slots { next: vec![LOWEST; machine.vcpus as usize] };
         let mut next_pin = FIRST_PIN;
+        let mut messages = 0;
         let mut plan = Self { vcpus: machine.vcpus, devices: Vec::new(), vectors: Vec::new() };
         for (device, source) in machine.sources.iter().enumerate() {
             plan.devices.push(source.name.clone());
@@ -149,6 +152,14 @@ impl Plan {
             };
             match source.wiring {
                 Wiring::Vectors(vectors) => {
+                    messages += vectors;
+                    if messages > MOST_MESSAGES {
+                        let name = &machine.name;
+                        return Err(format!(
+                            "{name}: source \"{}\": vectors: {total} are too many: a machine has {MOST_MESSAGES} altogether",
+                            source.name
+                        ));
+                    }
                     for number in 0..vectors {
                         let slot = slots.take(number, 1).ok_or_else(full)?;
                         plan.vectors.push(vector(number, slot, Wire::MsiX { entry: number as u16 }));
@@ -230,6 +241,10 @@ mod tests {
         let text = "vcpus = 2\n[[source]]\nname = 'n'\nkind = 'storage'\nvectors = 385\ninterrupts = 10\n";
         let error = Plan::new(&Machine::parse("m.toml", text).unwrap()).unwrap_err();
         assert_eq!(error, "m.toml: source \"n\": vectors: 385 are too many: 2 vCPUs take 384 altogether");
+        let many = "[[source]]\nname = 'NAME'\nkind = 'storage'\nvectors = 2048\ninterrupts = 10\n";
+        let text4096 = format!("vcpus = 64\n{}{}", many.replace("NAME", "a"), many.replace("NAME", "b"));
+        let error = Plan::new(&Machine::parse("m.toml", &text4096).unwrap()).unwrap_err();
+        assert_eq!(error, "m.toml: source \"b\": vectors: 2048 are too many: a machine has 4072 altogether");
         let text = text.replace("385", "384");
         assert_eq!(Plan::new(&Machine::parse("m.toml", &text).unwrap()).unwrap().vectors.len(), 384);
     }

@@ -1,11 +1,10 @@
 //! The machine on doorbell's chips: an IOAPIC and local APICs in this process, MSI-X tables, vCPU threads.
 
 mod driver;
-mod function;
 mod sleeper;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,35 +13,36 @@ use std::{
 };
 
 use doorbell::{
-    Delivery, Error, EventSink, Kick, MsiTarget, PinInput, Pins, VcpuId, VectorPath,
+    Delivery, Error, EventSink, Kick, MsiTarget, PinInput, VcpuId,
     chips::x86::{
         ioapic::{CHIP, FIRST_ENTRY, INDEX, IoApic, IoApicOptions, WINDOW},
         lapic::{ApicOptions, ApicSet},
     },
-    irqfd::{DispatchThread, Dispatcher, DispatcherOptions, Irqfd, IrqfdTarget, Resamplers, RoutedGsi},
+    irqfd::{DispatchThread, IrqfdTarget},
+    manager::{IrqManager, SoftOptions},
     pci::VectorPool,
-    route::{Pin, Route, RouteEntry, RoutePolicy, RouteTable},
+    route::{Pin, Route, RouteEntry},
 };
 
 use super::{
     coordinator::{Ended, Running},
     fault::Fault,
+    function::{self, Binding, Functions},
     histogram::Histogram,
     ledger::Ledger,
-    plan::{Line, Plan, Vector, Wire, message, redirection},
+    plan::{Line, Plan, Vector, Wire, redirection},
     process::Doorbell,
     report::{Problem, grouped},
 };
 use driver::{Driver, Shift};
-use function::Function;
 use sleeper::Sleeper;
 
 /// What the vCPU threads share.
 pub struct Shared {
     ledger: Arc<Ledger>,
     ioapic: Arc<IoApic>,
-    resamplers: Resamplers,
-    functions: Vec<Option<Function>>,
+    irqs: IrqManager,
+    functions: Functions,
     sleepers: Arc<Sleepers>,
     stop: AtomicBool,
 }
@@ -51,9 +51,7 @@ impl Shared {
     /// A level interrupt with this vector has ended: its lines are lowered, the devices told, and what is still high is
     /// sent again.
     fn end(&self, vector: u8) {
-        let pins: Pins = self.ioapic.end(vector);
-        self.resamplers.ended(CHIP, &pins);
-        self.ioapic.reevaluate(CHIP, &pins);
+        self.irqs.end(CHIP, &self.ioapic.end(vector));
     }
 }
 
@@ -107,8 +105,7 @@ pub struct Soft {
     gsis: Vec<Option<u32>>,
     // Dropped in this order: no event arrives once the thread has gone.
     _dispatching: DispatchThread,
-    irqfds: Vec<Irqfd>,
-    dispatcher: Dispatcher,
+    bindings: Vec<Binding>,
 }
 
 /// What the user chose for the machine.
@@ -137,20 +134,13 @@ impl Soft {
         let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiTarget>, IoApicOptions::default()));
         let msi = Arc::clone(&apics) as Arc<dyn MsiTarget>;
         let pins = Arc::clone(&ioapic) as Arc<dyn PinInput>;
-        let table = Arc::new(RouteTable::new(msi, pins, RoutePolicy::S2_TABLE));
-        let resamplers = Resamplers::new(Arc::clone(&table));
-        let dispatcher = Dispatcher::new(DispatcherOptions::default()).map_err(|error| error.to_string())?;
-        let pool = VectorPool::new(Arc::clone(&table) as Arc<dyn VectorPath>);
-        let mut functions = Vec::new();
-        for device in 0..plan.devices.len() {
-            let vectors = plan.of_device(device).filter(|vector| matches!(vector.wire, Wire::MsiX { .. })).count();
-            let function = (vectors > 0).then(|| Function::new(&pool, vectors as u16)).transpose();
-            functions.push(function.map_err(|error| failed("MSI-X", error))?);
-        }
+        let irqs = IrqManager::soft(SoftOptions::new(msi, pins)).map_err(|error| error.to_string())?;
+        let pool = VectorPool::new(irqs.vectors());
+        let functions = Functions::new(&pool, plan).map_err(|error| failed("MSI-X", error))?;
         let shared = Arc::new(Shared {
             ledger: Arc::clone(ledger),
             ioapic,
-            resamplers,
+            irqs: irqs.clone(),
             functions,
             sleepers,
             stop: AtomicBool::new(false),
@@ -158,18 +148,20 @@ impl Soft {
         let mut machine = Self {
             shared,
             threads: Vec::new(),
-            _dispatching: dispatcher.spawn("dispatcher").map_err(|error| failed("the dispatcher's thread", error))?,
-            irqfds: Vec::new(),
-            dispatcher,
+            _dispatching: irqs
+                .dispatcher()
+                .spawn("dispatcher")
+                .map_err(|error| failed("the dispatcher's thread", error))?,
+            bindings: Vec::new(),
             gsis: Vec::new(),
         };
-        machine.boot(plan, &table, &apics, options)?;
-        machine.bind(plan, &table, doorbells, options)?;
+        machine.boot(plan, &apics, options)?;
+        machine.bind(plan, doorbells, options)?;
         Ok(machine)
     }
 
     /// The guest's part: it enables the local APICs, programs IOAPIC and MSI-X tables, and lets the vCPUs go.
-    fn boot(&mut self, plan: &Plan, table: &RouteTable, apics: &Arc<ApicSet>, options: &Options) -> Result<(), String> {
+    fn boot(&mut self, plan: &Plan, apics: &Arc<ApicSet>, options: &Options) -> Result<(), String> {
         let mut locals = Vec::new();
         for vcpu in 0..plan.vcpus {
             let mut local = apics.local(VcpuId(vcpu)).ok_or_else(|| format!("vCPU {vcpu} has no local APIC"))?;
@@ -179,7 +171,10 @@ impl Soft {
         let pins: BTreeMap<_, _> = plan.vectors.iter().filter_map(|v| Some((v.line()?, v.slot.vcpu))).collect();
         let route =
             |line: &Line| RouteEntry { gsi: line.pin.into(), route: Route::Pin(Pin { chip: CHIP, pin: line.pin }) };
-        table.set(&pins.keys().map(route).collect::<Vec<_>>()).map_err(|error| failed("the routes", error))?;
+        self.shared
+            .irqs
+            .set_routes(&pins.keys().map(route).collect::<Vec<_>>())
+            .map_err(|error| failed("the routes", error))?;
         for (line, &vcpu) in &pins {
             let entry = redirection(vcpu, *line);
             let register = FIRST_ENTRY + 2 * u32::from(line.pin);
@@ -190,15 +185,7 @@ impl Soft {
                 let _ = self.shared.ioapic.write(WINDOW, half as u32);
             }
         }
-        for (device, function) in self.shared.functions.iter().enumerate() {
-            let messages = plan.of_device(device).filter_map(|vector| match vector.wire {
-                Wire::MsiX { entry } => Some((entry, message(vector.slot))),
-                Wire::Line(_) => None,
-            });
-            if let Some(function) = function {
-                function.program(messages);
-            }
-        }
+        self.shared.functions.program(plan);
         for local in locals {
             let vcpu = local.vcpu().0;
             let stuck = options.fault == Some(Fault::StuckVcpu(vcpu));
@@ -210,57 +197,28 @@ impl Soft {
     }
 
     /// The VMM's part again: the devices' eventfds become sources.
-    fn bind(
-        &mut self,
-        plan: &Plan,
-        table: &Arc<RouteTable>,
-        doorbells: &[Doorbell],
-        options: &Options,
-    ) -> Result<(), String> {
+    fn bind(&mut self, plan: &Plan, doorbells: &[Doorbell], options: &Options) -> Result<(), String> {
         let drop = match options.fault {
             Some(Fault::Drop(every)) => Some(Dropping { every: every.get(), events: Arc::default() }),
             _ => None,
         };
-        let routed: HashMap<_, _> = (0..RouteTable::GSIS)
-            .filter_map(|gsi| match table.routes(gsi).first() {
-                Some(Route::Msi(message)) => Some(((message.address, message.data), gsi)),
-                _ => None,
-            })
-            .collect();
+        self.gsis = function::gsis(plan, |gsi| self.shared.irqs.routes(gsi));
         for (vector, doorbell) in plan.vectors.iter().zip(doorbells) {
-            let gsi = match vector.wire {
-                Wire::MsiX { .. } => {
-                    let message = message(vector.slot);
-                    routed.get(&(message.address, message.data)).copied()
-                }
-                Wire::Line(line) => Some(line.pin.into()),
-            };
-            self.gsis.push(gsi);
-            let bound = self.source(vector, table, doorbell, drop.clone());
-            self.irqfds.push(bound.map_err(|error| failed("an irqfd", error))?);
+            let bound = self.source(vector, doorbell, drop.clone());
+            self.bindings.push(bound.map_err(|error| failed("an irqfd", error))?);
         }
         Ok(())
     }
 
-    fn source(
-        &self,
-        vector: &Vector,
-        table: &Arc<RouteTable>,
-        doorbell: &Doorbell,
-        drop: Option<Dropping>,
-    ) -> Result<Irqfd, Error> {
-        let dispatcher = &self.dispatcher;
-        match (vector.wire, &doorbell.resample) {
-            (Wire::MsiX { entry }, _) => {
-                let function = self.shared.functions[vector.device].as_ref();
-                let next = function.and_then(|function| function.vector(entry)).ok_or(Error::NoController)?;
-                dispatcher.attach(&doorbell.eventfd, IrqfdTarget::Sink(Arc::new(Source { next, drop })))
+    fn source(&self, vector: &Vector, doorbell: &Doorbell, drop: Option<Dropping>) -> Result<Binding, Error> {
+        let irqs = &self.shared.irqs;
+        match vector.wire {
+            Wire::MsiX { entry } => {
+                let next = self.shared.functions.vector(vector.device, entry).ok_or(Error::NoController)?;
+                let source = IrqfdTarget::Sink(Arc::new(Source { next, drop }));
+                irqs.dispatcher().attach(&doorbell.eventfd, source).map(Binding::Vector)
             }
-            (Wire::Line(line), Some(resample)) => {
-                let gsi = RoutedGsi::new(table, line.pin.into())?;
-                self.shared.resamplers.attach(dispatcher, &gsi, &doorbell.eventfd, resample)
-            }
-            (Wire::Line(line), None) => dispatcher.attach(&doorbell.eventfd, RoutedGsi::new(table, line.pin.into())?),
+            Wire::Line(line) => function::bind_line(irqs, line, doorbell).map(Binding::Irqfd),
         }
     }
 
@@ -313,13 +271,7 @@ impl Running for Soft {
             replayed += shift.replayed;
         }
         if masks + function_masks > 0 {
-            ended.notes.push(format!(
-                "Meanwhile the guest's driver masked vectors {} times and whole functions {} times; {} interrupts were \
-                 pending when it unmasked.",
-                grouped(masks),
-                grouped(function_masks),
-                grouped(replayed)
-            ));
+            ended.notes.push(function::note(masks, function_masks, replayed));
         }
         ended
     }

@@ -1,11 +1,12 @@
 //! The coordinator's eyes: progress, devices that die, vCPUs that do not end an interrupt, the user's Ctrl-C.
 
 use std::{
+    fmt,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::{
     coordinator::control,
@@ -41,22 +42,29 @@ pub struct Watch<'a> {
     bar: ProgressBar,
     pulses: Vec<Pulse>,
     problems: Vec<Problem>,
+    /// After this long the devices are told to stop.
+    budget: Option<Duration>,
+    /// They were.
+    pub out_of_time: bool,
 }
 
 impl<'a> Watch<'a> {
     /// Begins to watch a machine whose devices have just been let go.
-    pub fn new(plan: &'a Plan, ledger: &'a Ledger, chips: &'static str) -> Self {
+    pub fn new(plan: &'a Plan, ledger: &'a Ledger, chips: &'static str, budget: Option<Duration>) -> Self {
         let now = Instant::now();
         let total = plan.vectors.iter().map(|vector| u64::from(vector.interrupts)).sum();
         // Draws nothing when standard error is not a terminal.
         let bar = ProgressBar::new(total);
-        let shape = "{prefix} chips {bar:40} {human_pos}/{human_len} signalled, {per_sec}, {eta} left";
+        let shape = "{prefix} chips {bar:30} {human_pos} of {human_len} signalled, {rate} a second, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(shape) {
-            bar.set_style(style);
+            bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                // Nothing can be done about a line that cannot be drawn.
+                let _ = out.write_str(&grouped(state.per_sec() as u64));
+            }));
         }
         bar.set_prefix(chips);
         let pulses = vec![Pulse { taken: 0, since: now, reported: false }; plan.vcpus as usize];
-        Self { plan, ledger, began: now, bar, pulses, problems: Vec::new() }
+        Self { plan, ledger, began: now, bar, pulses, problems: Vec::new(), budget, out_of_time: false }
     }
 
     /// Watches until every device has ended and what they signalled has arrived, or will not. Returns the seconds from
@@ -68,7 +76,8 @@ impl<'a> Watch<'a> {
             }
             self.bar.set_position(self.signalled(|_| true));
             self.look_at_vcpus();
-            if stop::requested() {
+            self.out_of_time |= self.budget.is_some_and(|budget| self.began.elapsed() > budget);
+            if stop::requested() || self.out_of_time {
                 control(self.ledger, Header::STOP);
                 process::finish(devices, LEAVE);
             }

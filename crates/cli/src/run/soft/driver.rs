@@ -8,6 +8,7 @@ use doorbell::chips::x86::lapic::LocalApic;
 use super::Shared;
 use crate::run::{
     device,
+    function::Random,
     histogram::Histogram,
     ledger::{FIRST_VECTOR, SLOTS, now_ns},
     plan::{Plan, Wire},
@@ -69,7 +70,7 @@ pub struct Driver {
     shared: Arc<Shared>,
     handlers: Vec<Option<Handler>>,
     masks: Vec<Mask>,
-    random: u64,
+    random: Random,
     stuck: bool,
     shift: Shift,
 }
@@ -91,8 +92,7 @@ impl Driver {
             }
         }
         let shift = Shift { latencies, recorder: Recorder::new(trace), ..Shift::default() };
-        // Any state but 0 will do for xorshift.
-        let random = (seed ^ (u64::from(vcpu) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
+        let random = Random::new(seed.wrapping_add(u64::from(vcpu) << 32));
         let masks = Vec::with_capacity(SLOTS);
         Self { vcpu, apic, shared: Arc::clone(shared), handlers, masks, random, stuck, shift }
     }
@@ -169,20 +169,13 @@ impl Driver {
         self.unmask_due(false);
     }
 
-    fn random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
-    }
-
     /// Now and then the driver masks the vector whose interrupt it has just handled, or its whole function.
     fn mask_perhaps(&mut self, device: usize, entry: u16, vector: u8) {
-        let random = self.random();
+        let random = self.random.next();
         if random % MASK_ONE_OF != 0 || self.masks.iter().any(|mask| mask.vector == vector) {
             return;
         }
-        let Some(function) = &self.shared.functions[device] else { return };
+        let Some(function) = self.shared.functions.of(device) else { return };
         let whole = random / MASK_ONE_OF % 64 == 0;
         if whole {
             if !function.mask_all() {
@@ -206,7 +199,7 @@ impl Driver {
             if !all && mask.left > 0 {
                 return true;
             }
-            if let Some(function) = &shared.functions[mask.device] {
+            if let Some(function) = shared.functions.of(mask.device) {
                 shift.replayed += match mask.entry {
                     Some(entry) => u64::from(function.unmask(entry)),
                     None => u64::from(function.unmask_all()),

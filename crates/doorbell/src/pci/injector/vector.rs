@@ -43,6 +43,11 @@ impl<P: VectorPath + ?Sized> MsixVector<P> {
     pub fn fire(&self) -> VectorEvent {
         self.vectors.fire(self.at)
     }
+
+    /// The GSI that an event would fire at the moment; `None` while the vector has none.
+    pub fn slot(&self) -> Option<VectorSlot> {
+        self.vectors.slot(self.at)
+    }
 }
 
 impl<P: VectorPath + ?Sized> Clone for MsixVector<P> {
