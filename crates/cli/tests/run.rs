@@ -104,14 +104,37 @@ fn without_a_command_it_runs_and_shows_the_kernel_s_figures_beside_it() {
     let output = run(&["--interrupts", "5000"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}\n{}", errors(&output));
-    assert!(text.contains("x86 on soft chips: 4 vCPUs, 3 device processes, "), "{text}");
+    assert!(text.contains("x86 with --chips soft: 4 vCPUs, 3 device processes, "), "{text}");
     assert!(!text.contains('\x1b'), "no colours or cursor movements into a pipe");
     if std::path::Path::new("/dev/kvm").exists() {
-        assert!(text.contains("x86 on kernel chips: 4 vCPUs, 3 device processes, "), "{text}");
+        assert!(text.contains("x86 with --chips kernel: 4 vCPUs, 3 device processes, "), "{text}");
         assert_eq!(text.matches("lost: 0, duplicated: 0").count(), 2, "{text}");
     } else {
         eprintln!("SKIPPED: there is no /dev/kvm");
         assert!(text.contains("SKIPPED: there is no /dev/kvm"), "{text}");
+    }
+}
+
+#[test]
+fn the_same_work_is_done_on_the_kernel_s_chips_on_half_of_them_and_on_none() {
+    for chips in ["kernel", "split", "none"] {
+        let output = run(&["run", "--chips", chips, "--interrupts", "10000", "--json"]);
+        if !std::path::Path::new("/dev/kvm").exists() {
+            eprintln!("SKIPPED: there is no /dev/kvm");
+            let expected = format!("doorbell: --chips {chips}: there is no /dev/kvm; allowed is soft\n");
+            assert_eq!((output.status.code(), errors(&output)), (Some(2), expected));
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(0), "{chips}: {}", errors(&output));
+        let report = json(&output);
+        assert_consistent(&report);
+        assert_eq!(report["chips"], chips);
+        assert_eq!(number(&report, "signalled"), 10_000, "{chips}");
+        assert_eq!((number(&report, "lost"), number(&report, "duplicated")), (0, 0), "{chips}");
+        for vector in vectors(&report) {
+            assert!(number(vector, "delivered") > 0, "{chips}: {vector}");
+            assert_eq!(vector["p50_ns"], Value::Null, "a guest has no clock that it shares with its devices");
+        }
     }
 }
 

@@ -68,7 +68,7 @@ fn table(report: &Report, every_vector: bool) -> String {
 pub fn text(report: &Report) -> String {
     let mut out = table(report, true);
     for beside in &report.beside {
-        let _ = writeln!(out, "\nBeside it, the same work on {} chips:\n", beside.chips);
+        let _ = writeln!(out, "\nBeside it, the same work with --chips {}:\n", beside.chips);
         out += &table(beside, false);
     }
     if let Some(parity) = &report.parity {
@@ -87,7 +87,7 @@ fn verdict(report: &Report) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{machine} on {chips} chips: {vcpus} vCPUs, {processes} device processes, {} interrupts delivered in {seconds:.2} s \
+        "{machine} with --chips {chips}: {vcpus} vCPUs, {processes} device processes, {} interrupts delivered in {seconds:.2} s \
          ({} a second).",
         grouped(total.delivered),
         grouped(report.rate() as u64)
