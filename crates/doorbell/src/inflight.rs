@@ -307,7 +307,7 @@ impl Latch {
         let entered = self.enter();
         let mut slot = Slot::of(entered.word);
         let result = change(&mut slot);
-        (result, self.leave(entered, slot.word()))
+        (result, entered.leave(slot.word()))
     }
 
     /// Makes further events pending. When it returns, no delivery is under way. Returns whether it was masked before.
@@ -368,14 +368,14 @@ impl Latch {
             // Delivered before the latch is left: whoever sees it unmasked also sees the event.
             result = due.then(|| deliver(slot.payload));
         }
-        if self.leave(entered, slot.word()) {
+        if entered.leave(slot.word()) {
             self.fire(deliver);
         }
         result
     }
 
     /// Takes the latch as a configurer: firers stand back, the bias is gone and nobody is inside.
-    fn enter(&self) -> Entered {
+    fn enter(&self) -> Entered<'_> {
         let mut backoff = Backoff::new();
         let mut waited = false;
         loop {
@@ -387,7 +387,7 @@ impl Latch {
                     if word & BIAS != 0 {
                         self.wait_for_owner();
                     }
-                    return Entered { word: word & !BIAS, waited };
+                    return Entered { latch: self, word: word & !BIAS, waited };
                 }
             }
             if backoff.is_long() && !waited {
@@ -414,26 +414,6 @@ impl Latch {
                 backoff.wait();
             }
         }
-    }
-
-    /// Leaves as a configurer; true if an event was handed over meanwhile, which the caller must fire.
-    #[must_use]
-    fn leave(&self, entered: Entered, word: u64) -> bool {
-        // AcqRel: Release publishes the configuration; Acquire pairs with the Release of who handed over.
-        let mut handed = self.word.swap(word, Ordering::AcqRel) & HANDED != 0;
-        if entered.waited {
-            let mut queue = self.queue.load(Ordering::Relaxed);
-            loop {
-                let left = (queue - WAITER) & !QUEUE_HANDED;
-                // Acquire: pairs with the Release in `hand_to_waiter`.
-                match self.queue.compare_exchange(queue, left, Ordering::Acquire, Ordering::Relaxed) {
-                    Ok(_) => break,
-                    Err(now) => queue = now,
-                }
-            }
-            handed |= queue & QUEUE_HANDED != 0;
-        }
-        handed && !crippled!(self, HandedIsDropped)
     }
 
     /// Becomes the single owner, or `None` while there is one.
@@ -546,12 +526,47 @@ enum Obstructed {
     Again,
 }
 
-/// What a configurer found when it got in.
-struct Entered {
+/// Being inside as a configurer. A change that panics leaves the configuration as it was, and the latch free.
+struct Entered<'a> {
+    latch: &'a Latch,
     /// The word before, without `BUSY` and `BIAS`.
     word: u64,
     /// Whether it is counted in `queue`.
     waited: bool,
+}
+
+impl Entered<'_> {
+    /// Leaves with this word; true if an event was handed over meanwhile, which the caller must fire.
+    #[must_use]
+    fn leave(self, word: u64) -> bool {
+        std::mem::ManuallyDrop::new(self).out(word)
+    }
+
+    fn out(&self, word: u64) -> bool {
+        let Self { latch, word: _, waited } = self;
+        // AcqRel: Release publishes the configuration; Acquire pairs with the Release of who handed over.
+        let mut handed = latch.word.swap(word, Ordering::AcqRel) & HANDED != 0;
+        if *waited {
+            let mut queue = latch.queue.load(Ordering::Relaxed);
+            loop {
+                let left = (queue - WAITER) & !QUEUE_HANDED;
+                // Acquire: pairs with the Release in `hand_to_waiter`.
+                match latch.queue.compare_exchange(queue, left, Ordering::Acquire, Ordering::Relaxed) {
+                    Ok(_) => break,
+                    Err(now) => queue = now,
+                }
+            }
+            handed |= queue & QUEUE_HANDED != 0;
+        }
+        handed && !crippled!(latch, HandedIsDropped)
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        // Only a panic comes here. What was handed over goes with the call that panicked.
+        self.out(self.word);
+    }
 }
 
 /// What the single owner of a latch carries: its passage counter and how quiet it has been.

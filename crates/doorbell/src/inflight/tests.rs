@@ -42,6 +42,24 @@ fn a_delivery_that_panics_leaves_the_latch_free() {
 }
 
 #[test]
+fn a_change_that_panics_leaves_the_configuration_as_it_was() {
+    let latch = Latch::masked(1);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        latch.configure(
+            |slot| {
+                *slot = Slot { payload: 2, masked: false, pending: false };
+                panic!("change");
+            },
+            |_| (),
+        )
+    }));
+    assert!(result.is_err());
+    assert_eq!(latch.peek(), Slot { payload: 1, masked: true, pending: false });
+    assert_eq!(latch.unmask(|_| ()), None);
+    assert_eq!(latch.fire(|payload| payload), Fired::Ran(1));
+}
+
+#[test]
 fn the_bias_comes_after_quiet_fires_and_goes_with_a_configuration() {
     let latch = Latch::new(1);
     let mut owner = latch.own(BiasPermit::request().ok()).unwrap();
