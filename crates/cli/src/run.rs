@@ -27,7 +27,7 @@ pub mod plan;
 mod process;
 mod report;
 mod soft;
-mod stop;
+pub(crate) mod stop;
 mod tally;
 mod trace;
 mod watch;

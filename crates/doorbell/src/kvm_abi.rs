@@ -111,6 +111,13 @@ pub trait KvmCalls {
 ///
 /// The local APIC is in xAPIC mode at 0xfee00000 and the IOAPIC at 0xfec00000, where they are after reset.
 pub trait GuestCalls: KvmCalls {
+    /// The vCPU takes its highest deliverable interrupt, if there is one, and its vector is returned; it stays in service
+    /// until [`store`](Self::store) writes the EOI register.
+    ///
+    /// # Errors
+    /// `EBADF` if there is no such vCPU.
+    fn acknowledge(&self, vcpu: u32) -> Result<Option<u8>, Errno>;
+
     /// A 32-bit load from a register of either controller.
     ///
     /// # Errors

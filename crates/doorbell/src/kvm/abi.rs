@@ -12,7 +12,7 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
 use crate::kvm_abi::{
     Answer, Errno, GuestCalls, KvmCalls, KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd,
-    KvmLapicState, KvmMsi, types,
+    KvmLapicState, KvmMsi, types, types::regs,
 };
 
 use barrier::Barrier;
@@ -255,6 +255,22 @@ impl KvmCalls for KernelVm {
 }
 
 impl GuestCalls for KernelVm {
+    /// The CPU's part is done by the host, through the state of the local APIC: how a CPU without hardware support for
+    /// it takes an interrupt inside the guest is the business of the machine below.
+    fn acknowledge(&self, vcpu: u32) -> Result<Option<u8>, Errno> {
+        let mut state = KvmLapicState::default();
+        self.get_lapic(vcpu, &mut state)?;
+        let Some(vector) = acknowledgeable(&state) else { return Ok(None) };
+        let (word, bit) = (usize::from(vector) / 32, 1 << (vector % 32));
+        let (mut requests, mut in_service) = (state.bitmap(regs::IRR), state.bitmap(regs::ISR));
+        requests[word] &= !bit;
+        in_service[word] |= bit;
+        state.set_bitmap(regs::IRR, requests);
+        state.set_bitmap(regs::ISR, in_service);
+        self.set_lapic(vcpu, &state)?;
+        Ok(Some(vector))
+    }
+
     fn load(&self, vcpu: u32, address: u64) -> Result<u32, Errno> {
         self.on_guest(vcpu, |guest, fd| guest.load(fd, address))
     }
@@ -262,6 +278,16 @@ impl GuestCalls for KernelVm {
     fn store(&self, vcpu: u32, address: u64, value: u32) -> Result<(), Errno> {
         self.on_guest(vcpu, |guest, fd| guest.store(fd, address, value))
     }
+}
+
+/// The interrupt that a CPU would take: the highest request, if its priority class is above that of the task and of what
+/// is in service, and the local APIC is enabled (L6).
+fn acknowledgeable(state: &KvmLapicState) -> Option<u8> {
+    let enabled = state.register(regs::SVR) >> 8 & 1 == 1;
+    let highest = state.vectors(regs::IRR).pop().filter(|_| enabled)?;
+    let in_service = state.vectors(regs::ISR).pop().unwrap_or(0);
+    let priority = (state.register(regs::TPR) as u8).max(in_service);
+    (highest >> 4 > priority >> 4).then_some(highest)
 }
 
 /// A header and its entries in one piece, as the kernel reads them.

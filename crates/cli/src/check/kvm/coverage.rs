@@ -70,7 +70,7 @@ pub const ROWS: [(&str, &str); 55] = [
     ("L8", "an interrupt ended"),
 ];
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Leads {
     Message,
     Pin(usize),
@@ -130,7 +130,14 @@ impl Coverage {
             }
             Call::Routes { vm, nr, flags, entries } => self.table(*vm, *nr, *flags, entries, answer),
             Call::Line { vm, gsi, level, status: true } => self.line(*vm, *gsi, *level != 0, answer, before, after),
-            Call::Msi { message, .. } => self.message(message, answer),
+            Call::Msi { vm, message } => {
+                let vector = (message.data & 0xff) as u8;
+                let apics = || before.vms[*vm].lapics.iter();
+                let requested = apics().any(|apic| apic.vectors(regs::IRR).contains(&vector));
+                self.reach("L1", requested && answer.is_ok_and(|taken| taken > 0));
+                self.reach("L2", answer == Ok(0) && apics().any(|apic| apic.register(regs::SVR) >> 8 & 1 == 0));
+                self.message(message, answer);
+            }
             Call::Write { event, value } => self.write(*event, *value, before),
             Call::Renumber { event } => {
                 if let Some(bound) = self.bindings.get_mut(event) {
@@ -204,7 +211,8 @@ impl Coverage {
         self.unbound.insert(event);
         if bound.resample {
             self.reach("R4", true);
-            let held = |leads: &Leads| matches!(leads, Leads::Pin(pin) if before.vms[vm].ioapic.redirtbl[*pin] >> 14 & 1 == 1);
+            let held =
+                |leads: &Leads| matches!(leads, Leads::Pin(pin) if before.vms[vm].ioapic.redirtbl[*pin] >> 14 & 1 == 1);
             let in_service = self.routes[vm].get(&gsi).is_some_and(|leads| leads.iter().any(held));
             self.reach("R5", in_service);
         }
@@ -288,17 +296,17 @@ impl Coverage {
         self.reach("F12", bound.renumbered);
         self.reach("F17", self.rerouted);
         self.reach("R1", bound.resample);
-        match self.routes[bound.vm].get(&bound.gsi).map(Vec::as_slice) {
-            None | Some([]) => self.reach("F7", true),
-            Some([Leads::Message]) => self.reach("F14", true),
-            Some(leads) => {
-                self.reach("F15", true);
-                for pin in leads.iter().filter_map(|leads| if let Leads::Pin(pin) = leads { Some(*pin) } else { None }) {
-                    let entry = before.vms[bound.vm].ioapic.redirtbl[pin];
-                    self.reach("F16", !bound.resample && entry >> 15 & 1 == 1);
-                    self.reach("F16a", !bound.resample && entry >> 15 & 3 == 2);
-                }
-            }
+        let leads = self.routes[bound.vm].get(&bound.gsi).cloned().unwrap_or_default();
+        self.reach("F7", leads.is_empty());
+        for leads in leads {
+            let Leads::Pin(pin) = leads else {
+                self.reach("F14", true);
+                continue;
+            };
+            let entry = before.vms[bound.vm].ioapic.redirtbl[pin];
+            self.reach("F15", true);
+            self.reach("F16", !bound.resample && entry >> 15 & 1 == 1);
+            self.reach("F16a", !bound.resample && entry >> 15 & 3 == 2);
         }
     }
 

@@ -131,8 +131,7 @@ impl Machines for Kernel {
 /// # Errors
 /// A call that failed and may not.
 pub fn prelude(machines: &dyn Machines) -> Result<(), Errno> {
-    let mut table: Vec<_> =
-        (0..IOAPIC_PINS as u32).map(|pin| KvmIrqRoutingEntry::pin(pin, CHIP_IOAPIC, pin)).collect();
+    let mut table: Vec<_> = (0..IOAPIC_PINS as u32).map(|pin| KvmIrqRoutingEntry::pin(pin, CHIP_IOAPIC, pin)).collect();
     table.extend((24..32).map(|gsi| KvmIrqRoutingEntry::msi(gsi, 0xfee0_0000 | u64::from(gsi & 1) << 12, 0x30 + gsi)));
     for (number, vcpus) in VCPUS.into_iter().enumerate() {
         let vm = machines.vm(number);

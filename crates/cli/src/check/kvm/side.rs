@@ -119,9 +119,7 @@ impl Side {
                 if *status { vm.irq_line_status(request) } else { vm.irq_line(request) }.map(number)
             }
             Call::Msi { vm, message } => self.machines.vm(*vm).signal_msi(message).map(number),
-            Call::Write { event, value } => {
-                rustix::io::write(&self.events[*event], &value.to_ne_bytes()).map(|_| 0)
-            }
+            Call::Write { event, value } => rustix::io::write(&self.events[*event], &value.to_ne_bytes()).map(|_| 0),
             Call::Read { event } => self.read(*event),
             Call::Renumber { event } => {
                 let copy = self.events[*event].as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?;

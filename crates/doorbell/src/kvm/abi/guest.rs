@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
 use kvm_bindings::{
-    KVM_EXIT_IO, KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_run, kvm_sregs, kvm_userspace_memory_region,
-    kvm_vcpu_events,
+    KVM_EXIT_IO, KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SMM, kvm_mp_state,
+    kvm_regs, kvm_run, kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 use rustix::ioctl::{Opcode, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -117,6 +117,7 @@ impl Guest {
             state.mp_state = KVM_MP_STATE_RUNNABLE;
             call_with(vcpu, SET_MP_STATE, &mut state)?;
             let mut events: kvm_vcpu_events = std::mem::zeroed();
+            events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SMM;
             call_with(vcpu, SET_VCPU_EVENTS, &mut events)?;
             let mut sregs: kvm_sregs = std::mem::zeroed();
             call_with(vcpu, GET_SREGS, &mut sregs)?;

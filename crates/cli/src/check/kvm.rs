@@ -1,0 +1,187 @@
+//! `doorbell check kvm`: the same random programs of calls on the kernel's KVM and on doorbell.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use doorbell::kvm::abi::{Kvm, bind_to_this_cpu};
+use doorbell::kvm_abi::Errno;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::run::stop;
+
+mod call;
+mod compare;
+mod coverage;
+mod cripple;
+mod machines;
+mod program;
+mod report;
+mod shrink;
+mod side;
+mod soft;
+
+use compare::Pair;
+use cripple::Fault;
+use report::{Failure, Report};
+use side::Side;
+
+/// The fewest calls that a program may have.
+const FEWEST_CALLS: u64 = 50;
+/// After so many failures, the others would say the same.
+const ENOUGH_FAILURES: usize = 10;
+/// The exit status of a check that could not be made.
+const SKIPPED: u8 = 77;
+
+const AFTER_HELP: &str = "\
+Each program runs on two VMs of the kernel, with 3 and 2 vCPUs, and on two of doorbell. After every call its answer, \
+IRR, ISR, TMR and the other registers of each local APIC, the IOAPIC's entries and latches, and which eventfds are \
+signalled must be the same; at the end the counters of all eventfds, too. The first difference is shrunk to the \
+shortest program that shows it.
+
+Not compared or not called, because the kernel has no answer that two machines share, or because it comes with a later \
+piece of doorbell:
+  the 8259 pair      its pins may be routed, but nothing signals those GSIs; its state is not read
+  the timers         the APIC timer is off, KVM_CREATE_PIT2 is not called
+  PPR                the kernel brings it up to date at other moments; a guest's load of it is compared
+  APIC ids           are not changed; vCPUs stay in xAPIC mode, at the addresses of reset
+  the last close     of a bound eventfd: the kernel notices it, user space cannot
+  guests that leave  NMI, SMI, INIT and SIPI are sent only in programs without guest code (one in five)
+
+Exit status: 0 all programs passed; 1 a difference was found; 2 wrong usage; 77 there is no /dev/kvm: nothing was \
+compared.";
+
+/// What `doorbell check kvm` takes.
+#[derive(Debug, Parser)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Which programs: the same seed gives the same ones
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many programs
+    #[arg(long, default_value_t = 500, conflicts_with = "only")]
+    programs: u64,
+    /// How many calls each has, at least 50
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(FEWEST_CALLS..=100_000))]
+    calls: u64,
+    /// Only each Nth program, from number I: for N machines, or N processors (`0/2` and `1/2`)
+    #[arg(long, value_name = "I/N", value_parser = shard, default_value = "0/1")]
+    shard: (u64, u64),
+    /// Only the program with this number, as a failure names it
+    #[arg(long, value_name = "NUMBER")]
+    only: Option<u64>,
+    /// Print one JSON object instead
+    #[arg(long)]
+    json: bool,
+    /// A fault in doorbell that the check must find
+    #[arg(long, hide = true, value_enum)]
+    cripple: Option<Fault>,
+    /// Compare the kernel with itself: whether the check itself is deterministic
+    #[arg(long, hide = true)]
+    itself: bool,
+}
+
+fn shard(text: &str) -> Result<(u64, u64), String> {
+    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parts {
+        Some((i, n)) if i < n => Ok((i, n)),
+        _ => Err(format!("`{text}` is not I/N with I below N, such as 0/2")),
+    }
+}
+
+/// Runs the command.
+pub fn main(args: Args) -> ExitCode {
+    let kvm = match Kvm::open() {
+        Ok(kvm) => kvm,
+        Err(errno) => {
+            report::skipped(&args, &format!("/dev/kvm cannot be used: {}", compare::errno_name(errno)));
+            return ExitCode::from(SKIPPED);
+        }
+    };
+    match check(&args, &kvm) {
+        Ok(report) => {
+            let failed = !report.failures.is_empty();
+            match report.print(&args) {
+                Ok(()) => ExitCode::from(u8::from(failed)),
+                Err(error) => {
+                    eprintln!("doorbell: the report cannot be written: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Err(errno) => {
+            eprintln!("doorbell: the check cannot go on: {}", compare::errno_name(errno));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn pair(args: &Args, kvm: &Arc<Kvm>) -> Result<Pair, Errno> {
+    let kernel = Side::new(Box::new(machines::Kernel::new(kvm)?))?;
+    let other: Box<dyn machines::Machines> =
+        if args.itself { Box::new(machines::Kernel::new(kvm)?) } else { Box::new(soft::Doorbell::new(args.cripple)?) };
+    Ok(Pair { sides: [kernel, Side::new(other)?] })
+}
+
+fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
+    // The order of the kernel's workers holds on one CPU.
+    bind_to_this_cpu()?;
+    stop::listen();
+    let mut pair = pair(args, kvm)?;
+    let (first, step) = args.shard;
+    let numbers: Vec<u64> = match args.only {
+        Some(number) => vec![number],
+        None => (first..args.programs).step_by(step as usize).collect(),
+    };
+    let bar = progress(numbers.len() as u64);
+    let start = Instant::now();
+    let mut report = Report { asked: numbers.len() as u64, ..Report::default() };
+    for number in numbers {
+        if stop::requested() || report.failures.len() >= ENOUGH_FAILURES {
+            break;
+        }
+        let program = program::generate(args.seed, number, args.calls as usize);
+        report.coverage.begin();
+        match pair.run(&program.calls, Some(&mut report.coverage))? {
+            None => report.passed += 1,
+            Some(found) => report.failures.push(failure(&mut pair, &program, found)?),
+        }
+        report.seconds = start.elapsed().as_secs_f64();
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    report.stopped = stop::requested();
+    Ok(report)
+}
+
+fn failure(pair: &mut Pair, program: &program::Program, found: compare::Difference) -> Result<Failure, Errno> {
+    let repeats = pair.run(&program.calls, None)?.is_some();
+    let (calls, difference) = if repeats {
+        shrink::shrink(pair, &program.calls, found)?
+    } else {
+        (program.calls[..program.calls.len().min(found.at + 1)].to_vec(), found)
+    };
+    let names = [pair.sides[0].name(), pair.sides[1].name()];
+    Ok(Failure { number: program.number, from: program.calls.len(), repeats, calls, difference, names })
+}
+
+fn progress(programs: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(programs), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} programs, {eta} left") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+/// Writes to standard output, where a closed pipe is no panic.
+fn say(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

@@ -1,0 +1,159 @@
+//! What a check says at its end.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::call::Call;
+use super::compare::{Difference, outcome};
+use super::coverage::{Coverage, ROWS};
+use super::{Args, say};
+
+/// A program that differed.
+pub struct Failure {
+    /// Its number under the seed.
+    pub number: u64,
+    /// How many calls it had.
+    pub from: usize,
+    /// Whether it differed a second time.
+    pub repeats: bool,
+    /// What is left of it.
+    pub calls: Vec<Call>,
+    /// How it differs.
+    pub difference: Difference,
+    /// The names of the two sides.
+    pub names: [&'static str; 2],
+}
+
+/// The result of a check.
+#[derive(Default)]
+pub struct Report {
+    /// How many programs there should have been.
+    pub asked: u64,
+    /// How many did not differ.
+    pub passed: u64,
+    /// Those that did.
+    pub failures: Vec<Failure>,
+    /// How long it took.
+    pub seconds: f64,
+    /// Somebody pressed Ctrl-C.
+    pub stopped: bool,
+    /// What was reached.
+    pub coverage: Coverage,
+}
+
+/// Says that nothing was compared.
+pub fn skipped(args: &Args, why: &str) {
+    let text = if args.json {
+        format!("{}\n", json!({ "skipped": why, "passed": 0, "failed": 0 }))
+    } else {
+        format!("SKIPPED, NOTHING WAS COMPARED: {why}\n0 passed, 0 failed\n")
+    };
+    let _ = say(&text);
+}
+
+impl Report {
+    /// Prints it, as text or as JSON.
+    ///
+    /// # Errors
+    /// Where standard output cannot be written.
+    pub fn print(&self, args: &Args) -> std::io::Result<()> {
+        if args.json { say(&format!("{:#}\n", self.json(args))) } else { say(&self.text(args)) }
+    }
+
+    fn text(&self, args: &Args) -> String {
+        let mut text = String::new();
+        for failure in &self.failures {
+            failure.write(&mut text, args);
+        }
+        let _ = writeln!(text, "call                   answers of the kernel");
+        for (call, answers) in self.answers() {
+            let answers: Vec<_> = answers.into_iter().map(|(answer, times)| format!("{answer}: {times}")).collect();
+            let _ = writeln!(text, "{call:<22} {}", answers.join(", "));
+        }
+        let reached: Vec<_> = self.coverage.rows.iter().copied().collect();
+        let _ = writeln!(text, "\nreached {} of {} rows: {}", reached.len(), ROWS.len(), reached.join(" "));
+        for (row, meaning) in ROWS.iter().filter(|(row, _)| self.coverage.missed().contains(row)) {
+            let _ = writeln!(text, "not reached: {row}, {meaning}");
+        }
+        let _ =
+            writeln!(text, "not part of it: the 8259, timers, x2APIC, the last close of a bound eventfd (see --help)");
+        let _ = writeln!(text, "\nseed {}, {} calls a program, {:.1} s", args.seed, args.calls, self.seconds);
+        let ran = self.passed + self.failures.len() as u64;
+        if ran < self.asked {
+            let why = if self.stopped { "interrupted" } else { "enough failures" };
+            let _ = writeln!(text, "{why}: {ran} of {} programs ran", self.asked);
+        }
+        let _ = writeln!(text, "{} passed, {} failed", self.passed, self.failures.len());
+        text
+    }
+
+    fn answers(&self) -> BTreeMap<&'static str, Vec<(&str, u64)>> {
+        let mut calls: BTreeMap<&'static str, Vec<(&str, u64)>> = BTreeMap::new();
+        for ((call, answer), times) in &self.coverage.answers {
+            calls.entry(call).or_default().push((answer, *times));
+        }
+        calls
+    }
+
+    fn json(&self, args: &Args) -> Value {
+        let failures: Vec<_> = self.failures.iter().map(|failure| failure.json()).collect();
+        let answers: BTreeMap<_, BTreeMap<_, _>> =
+            self.answers().into_iter().map(|(call, answers)| (call, answers.into_iter().collect())).collect();
+        json!({
+            "seed": args.seed,
+            "calls": args.calls,
+            "shard": format!("{}/{}", args.shard.0, args.shard.1),
+            "programs": self.asked,
+            "passed": self.passed,
+            "failed": self.failures.len(),
+            "stopped": self.stopped,
+            "seconds": self.seconds,
+            "answers": answers,
+            "reached": self.coverage.rows,
+            "not_reached": self.coverage.missed(),
+            "failures": failures,
+        })
+    }
+}
+
+impl Failure {
+    fn write(&self, text: &mut String, args: &Args) {
+        let Difference { at, answers, items } = &self.difference;
+        let [kernel, doorbell] = self.names;
+        let (number, from, seed, count) = (self.number, self.from, args.seed, args.calls);
+        let _ = writeln!(text, "program {number} differs, shrunk from {from} calls to {}:", self.calls.len());
+        let width = self.calls.iter().map(|call| call.to_string().chars().count()).max().unwrap_or(0).min(90);
+        for (step, (call, answer)) in self.calls.iter().zip(answers).enumerate() {
+            let answer = answer.map(outcome);
+            let call = call.to_string();
+            let _ =
+                writeln!(text, "{:>4}. {call:<width$}  {kernel}: {}, {doorbell}: {}", step + 1, answer[0], answer[1]);
+        }
+        let when = if *at < self.calls.len() { "after the last call" } else { "at the end" };
+        let _ = writeln!(text, "  {when}:");
+        for [name, left, right] in items {
+            let _ = writeln!(text, "      {name}: {kernel} {left}, {doorbell} {right}");
+        }
+        if !self.repeats {
+            let _ = writeln!(text, "  It did not differ when it ran again.");
+        }
+        let _ = writeln!(text, "  again: doorbell check kvm --seed {seed} --calls {count} --only {number}\n");
+    }
+
+    fn json(&self) -> Value {
+        let [kernel, doorbell] = self.names;
+        let calls = self.calls.iter().zip(&self.difference.answers).map(|(call, answer)| {
+            json!({ "call": call.to_string(), kernel: outcome(answer[0]), doorbell: outcome(answer[1]) })
+        });
+        let calls: Vec<_> = calls.collect();
+        let items: Vec<_> = self
+            .difference
+            .items
+            .iter()
+            .map(|[name, left, right]| json!({ "what": name, kernel: left, doorbell: right }))
+            .collect();
+        json!({ "program": self.number, "repeats": self.repeats, "calls": calls, "differs": items })
+    }
+}
