@@ -3,7 +3,7 @@
 //! [`KvmCalls`] is one VM as KVM shows it to user space: what goes in is what an `ioctl` takes, what comes out is what
 //! it returns. Two things answer it:
 //!
-//! * doorbell's own stations, behind the kernel's interface;
+//! * [`SoftVm`]: doorbell's own stations, behind the kernel's interface;
 //! * `kvm::abi::KernelVm` (feature `kvm`): a VM of `/dev/kvm`.
 //!
 //! A VMM that was written against KVM's calls can keep them; and `doorbell check kvm` gives both the same programs.
@@ -11,12 +11,17 @@
 //! | file | holds |
 //! |---|---|
 //! | [`types`] | KVM's structs and constants |
+//! | [`routing`] | a routing table as KVM takes it, decoded |
+//! | [`soft`] | [`SoftVm`] |
 //!
 //! Numbers in parentheses (F1, G4, Q3, …) are those of the project's specification pages.
 
+pub mod routing;
+pub mod soft;
 pub mod types;
 
 pub use rustix::io::Errno;
+pub use soft::{SoftVm, SoftVmOptions};
 pub use types::{
     KvmIoapicState, KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd, KvmLapicState, KvmMsi,
     KvmPicState,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use doorbell::kvm::abi::{Kvm, bind_to_this_cpu};
-use doorbell::kvm_abi::Errno;
+use doorbell::kvm_abi::{Errno, types::CAP_X86_SMM};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run::stop;
@@ -48,6 +48,7 @@ piece of doorbell:
   PPR                the kernel brings it up to date at other moments; a guest's load of it is compared
   APIC ids           are not changed; vCPUs stay in xAPIC mode, at the addresses of reset
   the last close     of a bound eventfd: the kernel notices it, user space cannot
+  SMI                is sent only where the kernel knows it (KVM_CAP_X86_SMM)
   guests that leave  NMI, SMI, INIT and SIPI are sent only in programs without guest code (one in five)
 
 Exit status: 0 all programs passed; 1 a difference was found; 2 wrong usage; 77 there is no /dev/kvm: nothing was \
@@ -130,6 +131,7 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
     bind_to_this_cpu()?;
     stop::listen();
     let mut pair = pair(args, kvm)?;
+    let smi = kvm.check_extension(CAP_X86_SMM)? > 0;
     let (first, step) = args.shard;
     let numbers: Vec<u64> = match args.only {
         Some(number) => vec![number],
@@ -142,7 +144,7 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
         if stop::requested() || report.failures.len() >= ENOUGH_FAILURES {
             break;
         }
-        let program = program::generate(args.seed, number, args.calls as usize);
+        let program = program::generate(args.seed, number, args.calls as usize, smi);
         report.coverage.begin();
         match pair.run(&program.calls, Some(&mut report.coverage))? {
             None => report.passed += 1,

@@ -103,9 +103,24 @@ impl<L: Line, N: Notify> ResampleLine<L, N> {
     /// Tells everybody; a sharer who comes or goes meanwhile tells the rest when he is done. Says whether there is
     /// anybody to tell.
     pub(super) fn notify(&self) -> bool {
-        match self.sharers.fire(|_, sharers| tell(sharers)) {
+        self.notify_after(|| ())
+    }
+
+    /// [`notify`](Self::notify) with `first` done before that, if there is anybody.
+    pub(super) fn notify_after(&self, first: impl FnOnce()) -> bool {
+        let mut first = Some(first);
+        let fired = self.sharers.fire(|_, sharers| {
+            if !sharers.is_empty() {
+                first.take().into_iter().for_each(|first| first());
+            }
+            tell(sharers)
+        });
+        match fired {
             Fired::Ran(told) => told,
-            Fired::Pending { .. } | Fired::HandedOver => true,
+            Fired::Pending { .. } | Fired::HandedOver => {
+                first.take().into_iter().for_each(|first| first());
+                true
+            }
         }
     }
 
@@ -259,7 +274,13 @@ impl Resamplers {
     /// told of the end while the pin was masked. Tells every sharer; false if the pin has none, whose level must then be
     /// delivered.
     pub fn notify(&self, pin: Pin) -> bool {
-        self.of_pin(pin).is_some_and(|resampler| resampler.shared.notify())
+        self.notify_after(pin, || ())
+    }
+
+    /// The same, but with `first` done before anybody is told, if there is anybody: what forgets the stale latch
+    /// (`IoApic::withdraw`) must come before the line that a sharer raises again.
+    pub fn notify_after(&self, pin: Pin, first: impl FnOnce()) -> bool {
+        self.of_pin(pin).is_some_and(|resampler| resampler.shared.notify_after(first))
     }
 
     /// Whether a pin has a sharer to be told.

@@ -110,6 +110,14 @@ impl Kvm {
         Ok(Arc::new(Self { fd, barrier }))
     }
 
+    /// `KVM_CHECK_EXTENSION`, for any VM.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn check_extension(&self, capability: u32) -> Answer {
+        call_number(&self.fd, CHECK_EXTENSION, capability)
+    }
+
     /// `KVM_CREATE_VM`: a VM with no chip, no vCPU and no memory.
     ///
     /// # Errors
@@ -281,10 +289,9 @@ impl GuestCalls for KernelVm {
 }
 
 /// The interrupt that a CPU would take: the highest request, if its priority class is above that of the task and of what
-/// is in service, and the local APIC is enabled (L6).
+/// is in service (L6). As in KVM, the software enable does not matter any more.
 fn acknowledgeable(state: &KvmLapicState) -> Option<u8> {
-    let enabled = state.register(regs::SVR) >> 8 & 1 == 1;
-    let highest = state.vectors(regs::IRR).pop().filter(|_| enabled)?;
+    let highest = state.vectors(regs::IRR).pop()?;
     let in_service = state.vectors(regs::ISR).pop().unwrap_or(0);
     let priority = (state.register(regs::TPR) as u8).max(in_service);
     (highest >> 4 > priority >> 4).then_some(highest)

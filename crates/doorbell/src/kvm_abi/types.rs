@@ -46,6 +46,8 @@ pub const CAP_IRQFD: u32 = 32;
 pub const CAP_SIGNAL_MSI: u32 = 77;
 /// `KVM_CAP_IRQFD_RESAMPLE`.
 pub const CAP_IRQFD_RESAMPLE: u32 = 82;
+/// `KVM_CAP_X86_SMM`.
+pub const CAP_X86_SMM: u32 = 117;
 /// `KVM_CAP_MSI_DEVID`.
 pub const CAP_MSI_DEVID: u32 = 131;
 

@@ -40,7 +40,10 @@ fn deassign(vm: &dyn GuestCalls, fd: i32, gsi: u32) -> Result<i32, Errno> {
 }
 
 /// Makes the chips and the vCPUs of a new VM.
-fn furnish(vm: &dyn GuestCalls, number: usize) -> Result<(), Errno> {
+///
+/// # Errors
+/// A call that failed and may not.
+pub fn furnish(vm: &dyn GuestCalls, number: usize) -> Result<(), Errno> {
     vm.create_irqchip()?;
     (0..VCPUS[number]).try_for_each(|vcpu| vm.create_vcpu(vcpu).map(drop))
 }

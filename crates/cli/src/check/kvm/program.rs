@@ -59,10 +59,11 @@ struct Source {
     guests: bool,
     /// Which VM most calls go to.
     favourite: usize,
+    smi: bool,
 }
 
-/// Program `number` of `seed`, with `calls` calls.
-pub fn generate(seed: u64, number: u64, calls: usize) -> Program {
+/// Program `number` of `seed`, with `calls` calls; with system management interrupts among them, or not.
+pub fn generate(seed: u64, number: u64, calls: usize, smi: bool) -> Program {
     let mut random = Random(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
     random.next();
     let vectors = std::array::from_fn(|_| match random.below(3) {
@@ -77,7 +78,7 @@ pub fn generate(seed: u64, number: u64, calls: usize) -> Program {
     });
     let guests = !random.one_in(5);
     let favourite = random.below(2) as usize;
-    let mut source = Source { random, vectors, gsis, guests, favourite };
+    let mut source = Source { random, vectors, gsis, guests, favourite, smi };
     Program { number, calls: (0..calls).map(|_| source.call()).collect() }
 }
 
@@ -270,7 +271,10 @@ impl Source {
     fn mode(&mut self) -> u32 {
         // Without guests, everything may be sent.
         let modes: &[u32] = if self.guests { &[0, 0, 0, 0, 1, 1, 3, 7] } else { &[0, 0, 0, 1, 2, 3, 4, 5, 6, 7] };
-        self.random.pick(modes)
+        match self.random.pick(modes) {
+            2 if !self.smi => 0,
+            mode => mode,
+        }
     }
 
     fn data(&mut self) -> u32 {
@@ -376,7 +380,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_program_and_another_seed_another() {
-        let calls = |seed, number| generate(seed, number, 60).calls;
+        let calls = |seed, number| generate(seed, number, 60, true).calls;
         assert_eq!(calls(7, 3), calls(7, 3));
         assert_ne!(calls(7, 3), calls(8, 3));
         assert_ne!(calls(7, 3), calls(7, 4));
@@ -386,7 +390,7 @@ mod tests {
     #[test]
     fn nothing_signals_a_gsi_of_the_8259() {
         for number in 0..200 {
-            for call in generate(1, number, 60).calls {
+            for call in generate(1, number, 60, true).calls {
                 if let Call::Line { gsi, .. } | Call::Irqfd { gsi, .. } = call {
                     assert!(!LEGACY_GSIS.contains(&gsi), "{call}");
                 }

@@ -1,0 +1,405 @@
+//! [`KvmCalls`] answered by doorbell's own stations: a VM with the full chip, in user space.
+
+use std::collections::BTreeMap;
+use std::io::IoSliceMut;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{ReadWriteFlags, preadv2};
+
+use super::{
+    Answer, Errno, GuestCalls, KvmCalls, KvmIoapicState, KvmIrqLevel, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd,
+    KvmLapicState, KvmMsi,
+    routing::{self, DeviceIds},
+    types::{
+        CAP_IRQ_ROUTING, CAP_IRQCHIP, CAP_IRQFD, CAP_IRQFD_RESAMPLE, CAP_MSI_DEVID, CAP_SIGNAL_MSI, CHIP_IOAPIC,
+        CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IRQFD_DEASSIGN, IRQFD_RESAMPLE, MAX_IRQ_ROUTES, MSI_VALID_DEVID, PIC_PINS,
+    },
+};
+use crate::{
+    Delivery, DeviceId, Error, LineSource, MsiMessage, MsiTarget, PinInput, Pins, VcpuId,
+    chips::x86::{
+        ioapic::{self, Effect, IoApic, IoApicOptions, IoApicState, Version},
+        lapic::{ApicOptions, ApicSet, Eoi, LocalApic},
+    },
+    delivery::ChipId,
+    irqfd::{BATCH, Dispatcher, DispatcherOptions, EventfdId, Exclusive, Irqfd, IrqfdTarget, Resamplers},
+    route::{Pin, Route, RouteEntry, RoutePolicy, RouteTable},
+};
+
+/// Where the local APICs' registers are after reset.
+const LAPIC_BASE: u64 = 0xfee0_0000;
+const PAGE: u64 = 0x1000;
+
+/// How a [`SoftVm`] differs from a VM of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftVmOptions {
+    /// vCPU ids are below this number.
+    pub vcpus: u32,
+    /// Whether an eventfd can be bound in two VMs (F5a, the rule before about Linux 6.17).
+    pub exclusive: Exclusive,
+    /// Where routing tables keep DeviceIDs.
+    pub device_ids: DeviceIds,
+}
+
+impl Default for SoftVmOptions {
+    fn default() -> Self {
+        Self { vcpus: 64, exclusive: Exclusive::Process, device_ids: DeviceIds::Flag }
+    }
+}
+
+/// A VM whose controllers are doorbell's, behind KVM's calls.
+///
+/// Events of eventfds are delivered by [`settle`](KvmCalls::settle), or by any thread that dispatches
+/// ([`dispatcher`](Self::dispatcher)). The 8259 pair is not there yet: its pins can be routed and lead nowhere, and its
+/// state is refused with `EOPNOTSUPP`.
+pub struct SoftVm {
+    options: SoftVmOptions,
+    apics: Arc<ApicSet>,
+    /// Lock order: first of all; nothing that delivers takes it.
+    chip: RwLock<Option<Arc<Chip>>>,
+    /// The private halves of the local APICs, `None` for a vCPU without one. Lock order: after `chip`, before the
+    /// stations.
+    vcpus: Mutex<BTreeMap<u32, Option<LocalApic>>>,
+}
+
+/// What `KVM_CREATE_IRQCHIP` makes.
+struct Chip {
+    ioapic: Arc<IoApic>,
+    table: Arc<RouteTable>,
+    resamplers: Resamplers,
+    /// Lock order: before the dispatcher's.
+    bindings: Mutex<Vec<Binding>>,
+    dispatcher: Dispatcher,
+}
+
+struct Binding {
+    eventfd: EventfdId,
+    gsi: u32,
+    resample: bool,
+    /// The counter was not 0 at assign, and is left so until the first write (F10).
+    initial: bool,
+    irqfd: Irqfd,
+}
+
+/// The pins that routes may lead to.
+struct ChipPins(Arc<IoApic>);
+
+impl PinInput for ChipPins {
+    fn pins(&self, chip: ChipId) -> u16 {
+        match u32::from(chip) {
+            CHIP_PIC_MASTER | CHIP_PIC_SLAVE => PIC_PINS,
+            _ => self.0.pins(chip),
+        }
+    }
+
+    fn set(&self, chip: ChipId, pin: u16, source: LineSource, level: bool) -> Delivery {
+        if chip == ioapic::CHIP { self.0.set(chip, pin, source, level) } else { Delivery::Ignored }
+    }
+
+    fn reevaluate(&self, chip: ChipId, pins: &Pins) {
+        if chip == ioapic::CHIP {
+            self.0.reevaluate(chip, pins);
+        }
+    }
+}
+
+impl SoftVm {
+    /// A VM with no chip and no vCPU.
+    pub fn new(options: SoftVmOptions) -> Self {
+        let apics = ApicSet::new(options.vcpus, Arc::new(()), ApicOptions::default());
+        Self { options, apics, chip: RwLock::new(None), vcpus: Mutex::default() }
+    }
+
+    /// Calls `act` with what dispatches this VM's eventfds; `None` before there is a chip.
+    pub fn dispatcher<R>(&self, act: impl FnOnce(&Dispatcher) -> R) -> Option<R> {
+        self.chip().map(|chip| act(&chip.dispatcher))
+    }
+
+    fn chip(&self) -> Option<Arc<Chip>> {
+        self.chip.read().clone()
+    }
+
+    fn on_lapic<R>(&self, vcpu: u32, act: impl FnOnce(&mut LocalApic) -> R) -> Result<R, Errno> {
+        let mut vcpus = self.vcpus.lock();
+        let lapic = vcpus.get_mut(&vcpu).ok_or(Errno::BADF)?;
+        lapic.as_mut().map(act).ok_or(Errno::INVAL)
+    }
+
+    /// What the clock's pin waits for follows from the local APICs.
+    fn recount_clock(&self, chip: &Chip) {
+        let vcpus = self.vcpus.lock();
+        let lapic = |vcpu: VcpuId| vcpus.get(&vcpu.0).and_then(Option::as_ref);
+        chip.ioapic.recount_clock(|vcpu, vector| lapic(vcpu).is_some_and(|lapic| lapic.holds(vector)));
+    }
+}
+
+impl Chip {
+    fn new(apics: &Arc<ApicSet>, options: &SoftVmOptions) -> Result<Self, Error> {
+        let version = IoApicOptions { version: Version::V11, ..IoApicOptions::default() };
+        let ioapic = Arc::new(IoApic::with_rtc(apics.clone(), apics.clone(), version));
+        let table = Arc::new(RouteTable::new(apics.clone(), Arc::new(ChipPins(ioapic.clone())), RoutePolicy::S2_TABLE));
+        table.set(&default_routes())?;
+        let dispatcher = DispatcherOptions { exclusive: options.exclusive, ..DispatcherOptions::default() };
+        Ok(Self {
+            resamplers: Resamplers::new(table.clone()),
+            dispatcher: Dispatcher::new(dispatcher)?,
+            bindings: Mutex::default(),
+            ioapic,
+            table,
+        })
+    }
+
+    fn assign(&self, request: &KvmIrqfd) -> Result<i32, Error> {
+        // The kernel looks at the eventfd first.
+        let eventfd = borrow(request.fd, |fd| self.dispatcher.eventfd_id(fd))?;
+        let (gsi, resample) = (request.gsi, request.flags & IRQFD_RESAMPLE != 0);
+        let mut bindings = self.bindings.lock();
+        let initial = borrow(request.fd, |fd| Ok(is_readable(fd)))?;
+        let irqfd = borrow(request.fd, |fd| {
+            if !resample {
+                return self.dispatcher.attach(fd, IrqfdTarget::unrouted(&self.table, gsi));
+            }
+            borrow(request.resamplefd, |ended| self.resamplers.attach_unrouted(&self.dispatcher, gsi, fd, ended))
+        })?;
+        bindings.push(Binding { eventfd, gsi, resample, initial, irqfd });
+        Ok(0)
+    }
+
+    fn deassign(&self, request: &KvmIrqfd) -> Result<i32, Error> {
+        let eventfd = borrow(request.fd, |fd| self.dispatcher.eventfd_id(fd))?;
+        let mut bindings = self.bindings.lock();
+        let Some(at) = bindings.iter().position(|it| it.eventfd == eventfd && it.gsi == request.gsi) else {
+            return Ok(0);
+        };
+        let Binding { eventfd: _, gsi, resample, initial, irqfd } = bindings.remove(at);
+        // As in the kernel, what was written before is delivered, and the counter is taken.
+        self.dispatch();
+        drop(irqfd);
+        let left = borrow(request.fd, |fd| Ok(take(fd)))?;
+        if left && !initial && !resample {
+            // A write between the last dispatch and the end of the binding.
+            self.table.fire(gsi);
+        }
+        Ok(0)
+    }
+
+    fn dispatch(&self) {
+        while self.dispatcher.dispatch().is_ok_and(|ready| ready == BATCH) {}
+    }
+
+    /// A vCPU has ended an interrupt.
+    fn end(&self, vcpu: u32, eoi: Eoi) {
+        let pins = self.ioapic.end_by(VcpuId(vcpu), eoi.vector, eoi.level);
+        self.resamplers.ended(ioapic::CHIP, &pins);
+        if eoi.level {
+            self.ioapic.reevaluate(ioapic::CHIP, &pins);
+        }
+    }
+
+    /// A guest's store to the IOAPIC.
+    fn store(&self, offset: u64, value: u32) {
+        let (Effect::Unmasked(pins) | Effect::Ended(pins)) = self.ioapic.write(offset, value) else { return };
+        for pin in pins {
+            let one = Pins::from_slice(&[pin]);
+            // R6: devices that can be asked are asked, the level of the others is sent as it is.
+            let asked = self.resamplers.notify_after(Pin { chip: ioapic::CHIP, pin }, || self.ioapic.withdraw(&one));
+            if !asked {
+                self.ioapic.reevaluate(ioapic::CHIP, &one);
+            }
+        }
+    }
+}
+
+/// The routes that a VM of the kernel has with its chip: GSI n to pin n of the IOAPIC, and the first 16 to the 8259 pair.
+fn default_routes() -> Vec<RouteEntry> {
+    let route = |gsi: u32, chip: ChipId, pin: u32| RouteEntry { gsi, route: Route::Pin(Pin { chip, pin: pin as u16 }) };
+    let mut routes: Vec<_> = (0..ioapic::PINS as u32).map(|gsi| route(gsi, ioapic::CHIP, gsi)).collect();
+    routes.extend((0..16).map(|gsi| route(gsi, if gsi < 8 { 0 } else { 1 }, gsi % 8)));
+    routes
+}
+
+/// Lends a descriptor that a caller named by its number.
+fn borrow<R>(fd: u32, act: impl FnOnce(BorrowedFd<'_>) -> Result<R, Error>) -> Result<R, Error> {
+    let closed = || Error::Descriptor { what: "the descriptor", source: Errno::BADF };
+    let fd = i32::try_from(fd).map_err(|_| closed())?;
+    // SAFETY: not -1; and as with the ioctl itself, it is the caller who says that the number is a descriptor. One that
+    // is closed is refused by the first system call that is made with it.
+    act(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1))
+}
+
+/// Takes an eventfd's counter, without ever waiting for it; whether there was one.
+fn take(fd: BorrowedFd<'_>) -> bool {
+    let mut counter = [0; 8];
+    preadv2(fd, &mut [IoSliceMut::new(&mut counter)], u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
+}
+
+fn answer<T>(result: Result<T, Error>, value: impl FnOnce(T) -> i32) -> Answer {
+    result.map(value).map_err(|error| error.errno())
+}
+
+impl KvmCalls for SoftVm {
+    fn check_extension(&self, capability: u32) -> Answer {
+        Ok(match capability {
+            CAP_IRQ_ROUTING => MAX_IRQ_ROUTES as i32,
+            CAP_IRQCHIP | CAP_IRQFD | CAP_IRQFD_RESAMPLE | CAP_SIGNAL_MSI => 1,
+            CAP_MSI_DEVID => 0,
+            _ => 0,
+        })
+    }
+
+    fn create_irqchip(&self) -> Answer {
+        let mut chip = self.chip.write();
+        if chip.is_some() {
+            return Err(Errno::EXIST);
+        }
+        if !self.vcpus.lock().is_empty() {
+            return Err(Errno::INVAL);
+        }
+        let made = Chip::new(&self.apics, &self.options).map_err(|error| error.errno())?;
+        *chip = Some(Arc::new(made));
+        Ok(0)
+    }
+
+    fn create_vcpu(&self, id: u32) -> Answer {
+        let has_chip = self.chip.read().is_some();
+        let mut vcpus = self.vcpus.lock();
+        if id >= self.options.vcpus {
+            return Err(Errno::INVAL);
+        }
+        if vcpus.contains_key(&id) {
+            return Err(Errno::EXIST);
+        }
+        let lapic = if has_chip { self.apics.local(VcpuId(id)) } else { None };
+        vcpus.insert(id, lapic);
+        Ok(0)
+    }
+
+    fn irqfd(&self, request: &KvmIrqfd) -> Answer {
+        if request.flags & !(IRQFD_DEASSIGN | IRQFD_RESAMPLE) != 0 {
+            return Err(Errno::INVAL);
+        }
+        let chip = self.chip();
+        if request.flags & IRQFD_DEASSIGN != 0 {
+            return match chip {
+                Some(chip) => answer(chip.deassign(request), |zero| zero),
+                None => answer(borrow(request.fd, |fd| EventfdId::of(fd)), |_| 0),
+            };
+        }
+        answer(chip.ok_or(Errno::INVAL)?.assign(request), |zero| zero)
+    }
+
+    fn set_gsi_routing(&self, nr: u32, flags: u32, entries: &[KvmIrqRoutingEntry]) -> Answer {
+        let chip = self.chip().ok_or(Errno::INVAL)?;
+        if nr as usize > entries.len() && nr <= MAX_IRQ_ROUTES && flags == 0 {
+            return Err(Errno::FAULT);
+        }
+        let table = routing::decode(nr, flags, entries, self.options.device_ids);
+        answer(table.and_then(|table| chip.table.set(&table)), |()| 0)
+    }
+
+    fn irq_line(&self, request: KvmIrqLevel) -> Answer {
+        self.irq_line_status(request).map(|_| 0)
+    }
+
+    fn irq_line_status(&self, request: KvmIrqLevel) -> Answer {
+        let chip = self.chip().ok_or(Errno::NXIO)?;
+        Ok(chip.table.line(request.irq, LineSource::USER, request.level != 0).status())
+    }
+
+    fn signal_msi(&self, message: &KvmMsi) -> Answer {
+        let KvmMsi { address_lo, address_hi, data, flags, devid, pad: _ } = *message;
+        if self.chip().is_none() || flags & !MSI_VALID_DEVID != 0 {
+            return Err(Errno::INVAL);
+        }
+        let address = u64::from(address_hi) << 32 | u64::from(address_lo);
+        let device_id = (flags & MSI_VALID_DEVID != 0).then_some(DeviceId(devid));
+        match self.apics.send(&MsiMessage { address, data, device_id }) {
+            // KVM returns its -1, "nobody matches", as it is, which an ioctl shows as this errno.
+            Ok(Delivery::Ignored) => Err(Errno::PERM),
+            sent => answer(sent, Delivery::status),
+        }
+    }
+
+    fn get_irqchip(&self, chip: &mut KvmIrqchip) -> Answer {
+        let this = self.chip().ok_or(Errno::NXIO)?;
+        match chip.chip_id {
+            CHIP_IOAPIC => {
+                let IoApicState { base_address, ioregsel, id, irr, redirtbl } = this.ioapic.state();
+                chip.set_ioapic(&KvmIoapicState { base_address, ioregsel, id, irr, pad: 0, redirtbl });
+                Ok(0)
+            }
+            CHIP_PIC_MASTER | CHIP_PIC_SLAVE => Err(Errno::OPNOTSUPP),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    fn set_irqchip(&self, chip: &KvmIrqchip) -> Answer {
+        let this = self.chip().ok_or(Errno::NXIO)?;
+        match chip.chip_id {
+            CHIP_IOAPIC => {
+                let KvmIoapicState { base_address, ioregsel, id, irr, pad: _, redirtbl } = chip.ioapic();
+                this.ioapic.set_state(&IoApicState { base_address, ioregsel, id, irr, redirtbl });
+                self.recount_clock(&this);
+                Ok(0)
+            }
+            CHIP_PIC_MASTER | CHIP_PIC_SLAVE => Err(Errno::OPNOTSUPP),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    fn get_lapic(&self, vcpu: u32, state: &mut KvmLapicState) -> Answer {
+        self.on_lapic(vcpu, |lapic| state.regs = lapic.page())?;
+        Ok(0)
+    }
+
+    fn set_lapic(&self, vcpu: u32, state: &KvmLapicState) -> Answer {
+        let set = self.on_lapic(vcpu, |lapic| lapic.set_page(&state.regs))?;
+        if let Some(chip) = self.chip() {
+            self.recount_clock(&chip);
+        }
+        answer(set, |()| 0)
+    }
+
+    fn settle(&self) {
+        if let Some(chip) = self.chip() {
+            chip.dispatch();
+        }
+    }
+}
+
+impl GuestCalls for SoftVm {
+    fn acknowledge(&self, vcpu: u32) -> Result<Option<u8>, Errno> {
+        self.on_lapic(vcpu, LocalApic::acknowledge)
+    }
+
+    fn load(&self, vcpu: u32, address: u64) -> Result<u32, Errno> {
+        let chip = self.chip().ok_or(Errno::INVAL)?;
+        match (address & !(PAGE - 1), address & (PAGE - 1)) {
+            (ioapic::DEFAULT_BASE, offset) => Ok(chip.ioapic.read(offset)),
+            (LAPIC_BASE, offset) => self.on_lapic(vcpu, |lapic| lapic.read(offset)),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    fn store(&self, vcpu: u32, address: u64, value: u32) -> Result<(), Errno> {
+        let chip = self.chip().ok_or(Errno::INVAL)?;
+        match (address & !(PAGE - 1), address & (PAGE - 1)) {
+            (ioapic::DEFAULT_BASE, offset) => chip.store(offset, value),
+            (LAPIC_BASE, offset) => {
+                if let Some(ended) = self.on_lapic(vcpu, |lapic| lapic.write(offset, value))? {
+                    chip.end(vcpu, ended);
+                }
+            }
+            _ => return Err(Errno::INVAL),
+        }
+        Ok(())
+    }
+}
