@@ -85,3 +85,40 @@ fn a_level_interrupt_that_the_guest_ends_is_sent_again_while_its_line_is_high() 
     vm.get_irqchip(&mut chip).unwrap();
     assert_eq!((chip.ioapic().irr, chip.ioapic().redirtbl[10]), (0, 0x51 | 1 << 15));
 }
+
+#[test]
+fn an_edge_entry_with_the_vector_of_a_level_interrupt_is_sent_again_at_its_end_while_high() {
+    let Some(vm) = machine() else { return };
+    edge_entry_with_the_vector_of_a_level_interrupt(&vm, |vector| acknowledge(&vm, 0, vector));
+}
+
+#[test]
+fn doorbell_treats_that_edge_entry_as_the_kernel_does() {
+    use doorbell::kvm_abi::{SoftVm, SoftVmOptions};
+    let vm = SoftVm::new(SoftVmOptions::default());
+    vm.create_irqchip().unwrap();
+    vm.create_vcpu(0).unwrap();
+    vm.store(0, LAPIC + regs::SVR as u64, 0x1ff).unwrap();
+    edge_entry_with_the_vector_of_a_level_interrupt(&vm, |vector| {
+        assert_eq!(vm.acknowledge(0), Ok(Some(vector as u8)));
+    });
+}
+
+/// Pin 6 is an edge pin whose line stays high; pin 4, of the same vector, is level and low again by the end.
+fn edge_entry_with_the_vector_of_a_level_interrupt(vm: &dyn GuestCalls, acknowledge: impl Fn(usize)) {
+    let table = [KvmIrqRoutingEntry::pin(4, CHIP_IOAPIC, 4), KvmIrqRoutingEntry::pin(6, CHIP_IOAPIC, 6)];
+    vm.set_gsi_routing(2, 0, &table).unwrap();
+    for (pin, entry) in [(4, 0x61 | 1 << 15), (6, 0x61)] {
+        vm.store(0, IOAPIC, 0x10 + 2 * pin).unwrap();
+        vm.store(0, IOAPIC + 0x10, entry).unwrap();
+    }
+    for (irq, level) in [(6, 1), (4, 1), (4, 0)] {
+        assert_eq!(vm.irq_line_status(KvmIrqLevel { irq, level }), Ok(1));
+    }
+    acknowledge(0x61);
+    vm.store(0, LAPIC + regs::EOI as u64, 0).unwrap();
+    let mut state = KvmLapicState::default();
+    vm.get_lapic(0, &mut state).unwrap();
+    assert_eq!((state.vectors(regs::IRR), state.vectors(regs::ISR)), (vec![0x61], vec![]));
+    assert_eq!(state.vectors(regs::TMR), [], "the second one is an edge");
+}

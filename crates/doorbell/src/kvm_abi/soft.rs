@@ -192,7 +192,11 @@ impl Chip {
 
     /// A vCPU has ended an interrupt.
     fn end(&self, vcpu: u32, eoi: Eoi) {
-        let pins = self.ioapic.end_by(VcpuId(vcpu), eoi.vector, eoi.level);
+        let mut pins = self.ioapic.end_by(VcpuId(vcpu), eoi.vector, eoi.level);
+        let watched = || pins.iter().any(|&pin| self.resamplers.covers(Pin { chip: ioapic::CHIP, pin }));
+        if eoi.level && watched() {
+            pins = self.ioapic.end_all(eoi.vector);
+        }
         self.resamplers.ended(ioapic::CHIP, &pins);
         if eoi.level {
             self.ioapic.reevaluate(ioapic::CHIP, &pins);

@@ -110,12 +110,13 @@ impl Call {
                 simpler.extend(bits.map(|bit| Self::SetLatches { vm: *vm, irr: irr & !(1 << bit) }));
             }
             Self::SetEntry { vm, pin, entry } => {
-                let bits = (8..64).filter(|bit| entry >> bit & 1 == 1);
+                // The mode stays: another one may not be for this program.
+                let bits = (11..64).filter(|bit| entry >> bit & 1 == 1);
                 simpler.extend(bits.map(|bit| Self::SetEntry { vm: *vm, pin: *pin, entry: entry & !(1 << bit) }));
             }
             Self::Msi { vm, message } => {
                 let KvmMsi { address_lo, data, .. } = *message;
-                let bits = (0..24).filter(|bit| data >> bit & 1 == 1);
+                let bits = (0..24).filter(|bit| !(8..11).contains(bit) && data >> bit & 1 == 1);
                 simpler.extend(
                     bits.map(|bit| Self::Msi { vm: *vm, message: KvmMsi { data: data & !(1 << bit), ..*message } }),
                 );

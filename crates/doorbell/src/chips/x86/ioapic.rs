@@ -315,12 +315,34 @@ impl IoApic {
     /// A level interrupt with this vector has ended: the local APICs broadcast it (spec A9). Returns the pins that have
     /// the vector; the caller lowers their resampled lines, tells their resamplers and calls
     /// [`reevaluate`](PinInput::reevaluate).
+    ///
+    /// As in KVM, an edge entry that shares its vector with a level entry is treated alike: it loses a remote IRR that the
+    /// VMM gave it, and is sent again while its line is high.
     #[must_use = "what is still high is sent again by `reevaluate` only"]
     pub fn end(&self, vector: u8) -> Pins {
-        self.for_each_with(vector, |pin| {
+        let (mut heard, mut edges) = (false, false);
+        let pins = self.for_each_with(vector, |number, pin| {
             let mut held = pin.take();
             let mine = held.entry.vector() == vector;
             if mine && held.entry.level() {
+                held.end();
+                heard = true;
+            } else if mine {
+                heard |= self.rtc.is_some() && number == rtc::PIN;
+                edges = true;
+            }
+            mine
+        });
+        if heard && edges { self.end_all(vector) } else { pins }
+    }
+
+    /// The same where every entry with the vector is an edge, which KVM does if one of them has a resampler.
+    #[must_use = "what is still high is sent again by `reevaluate` only"]
+    pub fn end_all(&self, vector: u8) -> Pins {
+        self.for_each_with(vector, |_, pin| {
+            let mut held = pin.take();
+            let mine = held.entry.vector() == vector;
+            if mine {
                 held.end();
             }
             mine
@@ -330,7 +352,7 @@ impl IoApic {
     /// An edge interrupt with this vector has ended. Nothing is broadcast on hardware; KVM tells the resamplers of the
     /// pins with the vector, and these are returned.
     pub fn end_edge(&self, vector: u8) -> Pins {
-        self.for_each_with(vector, |pin| pin.vector() == vector)
+        self.for_each_with(vector, |_, pin| pin.vector() == vector)
     }
 
     /// [`end`](Self::end) or [`end_edge`](Self::end_edge) by a CPU that is named, as the real-time clock's accounting needs
@@ -346,14 +368,14 @@ impl IoApic {
     }
 
     #[inline]
-    fn for_each_with(&self, vector: u8, mut each: impl FnMut(&Pin) -> bool) -> Pins {
+    fn for_each_with(&self, vector: u8, mut each: impl FnMut(usize, &Pin) -> bool) -> Pins {
         let mut pins = Pins::new();
         // Relaxed: see `follow_entry`.
         let mut left = self.by_vector[usize::from(vector)].load(Ordering::Relaxed);
         while left != 0 {
             let pin = left.trailing_zeros();
             left &= left - 1;
-            if self.pins.get(pin as usize).is_some_and(&mut each) {
+            if self.pins.get(pin as usize).is_some_and(|it| each(pin as usize, it)) {
                 pins.push(pin as u16);
             }
         }

@@ -68,10 +68,10 @@ pub struct Flags {
 impl PinState {
     pub const RESET: Self = Self { entry: RedirectionEntry::RESET, line: IrqLine::from_bits(0), flags: Flags::new() };
 
-    /// A level interrupt that could be sent now.
+    /// Nothing keeps what is latched from being sent now.
     #[inline]
-    fn could_send_level(&self) -> bool {
-        self.entry.level() && self.flags.latched() && !self.entry.masked() && !self.entry.remote_irr()
+    fn could_send(&self) -> bool {
+        self.flags.latched() && !self.entry.masked() && !self.entry.remote_irr()
     }
 
     /// Drives one source of the line.
@@ -131,7 +131,7 @@ impl PinState {
     /// Sends again what is still due: spec A9, second half. False if the storm guard holds it back.
     pub fn reevaluate(&mut self, guard: bool, send: impl FnOnce(RedirectionEntry) -> Sent) -> bool {
         let due = self.flags.due();
-        let again = self.could_send_level();
+        let again = self.could_send();
         match due {
             Due::No => return true,
             Due::Ended if !again => self.flags.set_storm(0),
@@ -162,7 +162,7 @@ impl PinState {
             // Guests written for IOAPICs without an EOI register end an interrupt in this way.
             self.entry.set_remote_irr(false);
         }
-        let due = self.could_send_level();
+        let due = self.entry.level() && self.could_send();
         if due {
             self.flags.set_due(Due::Unmasked);
         } else if self.flags.due() == Due::Unmasked {

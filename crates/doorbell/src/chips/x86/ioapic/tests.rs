@@ -179,11 +179,23 @@ fn a9_an_end_of_interrupt_delivers_what_is_still_high() {
     assert!(!ioapic.entry(4).remote_irr() && !ioapic.entry(5).remote_irr());
     assert_eq!(target.take(), [], "not before the resamplers were told");
     ioapic.reevaluate(CHIP, &ended);
-    assert_eq!(target.take(), [0x61], "pin 4 is still high, pin 5 fell, pin 6 is an edge");
+    assert_eq!(target.take(), [0x61; 2], "pin 4 is still high, pin 5 fell; pin 6 is an edge, which KVM treats alike");
     ioapic.reevaluate(CHIP, &ended);
     ioapic.reevaluate(0, &ended);
     ioapic.reevaluate(CHIP, &pins(&[24, 1000]));
     assert_eq!(target.take(), [], "each end counts once");
+}
+
+#[test]
+fn an_edge_entry_keeps_its_remote_irr_unless_a_level_entry_has_the_vector_too() {
+    const REMOTE_IRR: u64 = 1 << 14;
+    let (_, ioapic) = chip();
+    set_redirection(&ioapic, 14, 0xe2 | REMOTE_IRR);
+    assert_eq!(ioapic.end(0xe2), pins(&[14]));
+    assert!(ioapic.entry(14).remote_irr(), "KVM does not look at the IOAPIC for such a vector");
+    set_redirection(&ioapic, 15, 0xe2 | LEVEL);
+    assert_eq!(ioapic.end(0xe2), pins(&[14, 15]));
+    assert!(!ioapic.entry(14).remote_irr());
 }
 
 #[test]

@@ -91,6 +91,14 @@ fn direct_messages_are_answered_as_by_kvm_q3_to_q9() {
 
 /// `reset.apic*` of the reference driver.
 #[test]
+fn the_hint_to_all_makes_a_fixed_message_of_any_mode_as_in_kvm() {
+    let (set, mut cpus) = machine(2);
+    assert_eq!(send(&set, address(0xff) | HINT, 0x4_00), 1, "an NMI, but to all and to one of them");
+    assert!(cpus.iter_mut().all(|cpu| !cpu.take_nmi()));
+    assert_eq!(arrived(&mut cpus[0]), [0]);
+}
+
+#[test]
 fn reset_values_are_those_of_kvm() {
     let set = ApicSet::new(2, Arc::new(()), ApicOptions::default());
     let mut cpu0 = set.local(VcpuId(0)).unwrap();
