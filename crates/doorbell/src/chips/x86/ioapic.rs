@@ -30,6 +30,8 @@
 //! assert_eq!(cpu.acknowledge(), Some(0x41), "the line is still high");
 //! ```
 
+#[cfg(all(test, not(loom)))]
+mod machine;
 #[cfg(all(test, loom))]
 mod models;
 mod pin;
@@ -52,7 +54,7 @@ pub use rtc::RtcTargets;
 pub use state::{IoApicSnapshot, IoApicState, PinSnapshot};
 
 use crate::{
-    Delivery, DeviceId, LineSource, MsiTarget, PinInput, Pins,
+    Delivery, DeviceId, LineSource, MsiTarget, PinInput, Pins, VcpuId,
     delivery::ChipId,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
@@ -358,7 +360,7 @@ impl IoApic {
     /// [`end`](Self::end) or [`end_edge`](Self::end_edge) by a CPU that is named, as the real-time clock's accounting needs
     /// it ([`with_rtc`](Self::with_rtc)).
     #[must_use = "what is still high is sent again by `reevaluate` only"]
-    pub fn end_by(&self, vcpu: crate::VcpuId, vector: u8, level: bool) -> Pins {
+    pub fn end_by(&self, vcpu: VcpuId, vector: u8, level: bool) -> Pins {
         if let Some(rtc) = &self.rtc {
             // Not while the clock's message is being sent.
             let _held = self.pins[rtc::PIN].take();
@@ -419,13 +421,16 @@ impl IoApic {
         })
     }
 
-    /// Recounts which CPUs have yet to end the clock's interrupt, as KVM does after `KVM_SET_IRQCHIP` and
-    /// `KVM_SET_LAPIC`: `pending` says whether a CPU holds a vector in IRR or ISR. Does nothing without
-    /// [`with_rtc`](Self::with_rtc).
-    pub fn recount_clock(&self, pending: impl FnMut(crate::VcpuId, u8) -> bool) {
+    /// Recounts which CPUs have yet to end the clock's interrupt, as KVM does for all after `KVM_SET_IRQCHIP`, and for
+    /// one (`only`) after its `KVM_SET_LAPIC`: `pending` says whether a CPU holds a vector in IRR or ISR. Does nothing
+    /// without [`with_rtc`](Self::with_rtc).
+    pub fn recount_clock(&self, only: Option<VcpuId>, mut pending: impl FnMut(VcpuId, u8) -> bool) {
         if let Some(rtc) = &self.rtc {
             let entry = self.entry(rtc::PIN);
-            rtc.recount(&entry.message(self.options.device_id), entry.vector(), pending);
+            let vector = entry.vector();
+            rtc.recount(&entry.message(self.options.device_id), vector, |vcpu| {
+                only.is_none_or(|only| only == vcpu).then(|| pending(vcpu, vector))
+            });
         }
     }
 }

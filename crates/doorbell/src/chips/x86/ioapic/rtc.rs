@@ -72,9 +72,10 @@ impl Rtc {
         }
     }
 
-    pub fn recount(&self, message: &MsiMessage, vector: u8, mut pending: impl FnMut(VcpuId, u8) -> bool) {
+    /// `holds` says whether a CPU has the vector, or `None` if it is not to be looked at.
+    pub fn recount(&self, message: &MsiMessage, vector: u8, mut holds: impl FnMut(VcpuId) -> Option<bool>) {
         let mut matches = Vec::new();
-        self.targets.matches(message, &mut |vcpu| matches.push((vcpu, pending(vcpu, vector))));
+        self.targets.matches(message, &mut |vcpu| matches.extend(holds(vcpu).map(|holds| (vcpu, holds))));
         let mut account = self.account.lock();
         for (vcpu, holds) in matches {
             match (holds, account.takers.iter().position(|taker| taker.0 == vcpu)) {

@@ -498,10 +498,10 @@ fn the_clocks_line_is_merged_until_every_taker_has_ended_it() {
     line(&ioapic, 8, false);
     assert_eq!(ioapic.pulse(CHIP, 8, LineSource::USER).status(), 2, "an eventfd's pulse is not accounted for");
     cpus[1].reset();
-    ioapic.recount_clock(|vcpu, vector| cpus[vcpu.0 as usize].holds(vector));
+    ioapic.recount_clock(None, |vcpu, vector| cpus[vcpu.0 as usize].holds(vector));
     assert_eq!(line(&ioapic, 8, true), 0);
     cpus[0].reset();
-    ioapic.recount_clock(|vcpu, vector| cpus[vcpu.0 as usize].holds(vector));
+    ioapic.recount_clock(None, |vcpu, vector| cpus[vcpu.0 as usize].holds(vector));
     assert_eq!(line(&ioapic, 8, true), 0, "nobody waits, but the latch still stands for the first edge");
     line(&ioapic, 8, false);
     assert_eq!(line(&ioapic, 8, true), 0, "the APICs are software-disabled: nobody takes it, nobody is waited for");
