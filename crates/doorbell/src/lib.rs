@@ -31,3 +31,8 @@ pub use error::Error;
 pub use irq_line::{IrqLine, LineSource};
 pub use msi::{DeviceId, MsiMessage};
 pub use vcpu::{Kick, VcpuId};
+
+/// The example of the README, which is compiled and run with the documentation's tests.
+#[cfg(all(doctest, feature = "x86"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
