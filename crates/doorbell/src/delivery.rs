@@ -194,6 +194,14 @@ pub trait EventSink: Send + Sync {
     fn signal(&self) -> Delivery;
 }
 
+/// A sink whose events do nothing but fire one slot, for as long as it has one: a station further right, such as the
+/// kernel, can then take the descriptor in its place.
+pub trait VectorSource: EventSink {
+    /// The slot that an event would fire at the moment; `None` while it would do anything else. Takes no lock, and calls
+    /// nothing back.
+    fn slot(&self) -> Option<VectorSlot>;
+}
+
 impl<F: Fn() -> Delivery + Send + Sync> EventSink for F {
     fn signal(&self) -> Delivery {
         self()

@@ -1,4 +1,33 @@
 //! The stations that the kernel takes over: full, split, none.
+//!
+//! | set-up | local APICs | IOAPIC | made by |
+//! |---|---|---|---|
+//! | full | kernel | kernel | [`KvmIrqs::full`] |
+//! | split | kernel | [`IoApic`](crate::chips::x86::ioapic::IoApic) | [`SplitChip::new`] |
+//! | none | [`ApicSet`](crate::chips::x86::lapic::ApicSet) | [`IoApic`](crate::chips::x86::ioapic::IoApic) | [`IrqManager::soft`](crate::manager::IrqManager::soft), and a [`UserCpu`] for each vCPU's loop |
+//!
+//! All three give an [`IrqManager`](crate::manager::IrqManager) with the same calls. Where the kernel has local APICs, the
+//! table, the masks and the pending bits are doorbell's, and the kernel's table and irqfds are a faster way for the sources
+//! that are worth it: see [`KvmIrqs`]. The embedder makes VM and vCPUs by whatever crate it likes and hands in
+//! descriptors.
+//!
+//! ```no_run
+//! use std::os::fd::{AsFd, BorrowedFd};
+//! use std::sync::Arc;
+//! use doorbell::kvm::{KvmIrqs, KvmOptions, Vm, X86_CHIPS};
+//! use doorbell::route::{Route, RouteEntry};
+//! use doorbell::MsiMessage;
+//!
+//! # fn example(vm: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<(), Box<dyn std::error::Error>> {
+//! let kvm = KvmIrqs::full(Arc::new(Vm::new(vm)?), &X86_CHIPS, KvmOptions::default())?; // after KVM_CREATE_IRQCHIP
+//! let irqs = kvm.manager();
+//! irqs.set_routes(&[RouteEntry { gsi: 24, route: Route::Msi(MsiMessage::new(0xfee0_0000, 0x41)) }])?;
+//! let _irqfd = irqs.irqfd(irqs.routed(24)?, device)?; // lazy: no system call of KVM so far
+//! let _dispatching = irqs.dispatcher().spawn("dispatcher")?;
+//! let _promoting = kvm.spawn_promoter()?; // hot sources go to the kernel, a batch at a time
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod abi;
 pub mod chips;
@@ -19,7 +48,6 @@ pub use chips::{KernelMsi, KernelPins, X86_CHIPS};
 pub use heat::Promotion;
 pub use irqs::{KvmIrqs, KvmOptions, PromoterThread};
 pub use kick::VcpuKick;
-pub use source::VectorSource;
 pub use split::{SPLIT_PINS, SplitChip};
 pub use user::{Entry, UserCpu, VcpuPort};
 pub use vm::{Calls, Vm};

@@ -26,7 +26,9 @@ pub mod snapshot;
 mod sync;
 pub mod vcpu;
 
-pub use delivery::{Delivery, EventSink, MsiTarget, PinInput, Pins, SlotFire, Target, VectorPath, VectorSlot};
+pub use delivery::{
+    Delivery, EventSink, MsiTarget, PinInput, Pins, SlotFire, Target, VectorPath, VectorSlot, VectorSource,
+};
 pub use error::Error;
 pub use irq_line::{IrqLine, LineSource};
 pub use msi::{DeviceId, MsiMessage};

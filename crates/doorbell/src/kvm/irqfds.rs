@@ -24,11 +24,11 @@ use smallvec::SmallVec;
 
 use super::heat::Heat;
 use super::routes::{KernelGsis, KernelRoutes};
-use super::source::{LazySink, VectorSource, take_counter};
+use super::source::{LazySink, take_counter};
 use super::{KERNEL_ROUTES, Vm};
 use crate::irqfd::{Dispatcher, Irqfd, IrqfdTarget};
 use crate::route::{GsiRoutes, OpenRoutes, Route, RouteTable};
-use crate::{Error, EventSink};
+use crate::{Error, EventSink, VectorSource};
 
 /// Where one eventfd is.
 enum Place {

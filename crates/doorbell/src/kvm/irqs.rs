@@ -12,14 +12,13 @@ use super::heat::{Heat, Promotion};
 use super::irqfds::Irqfds;
 use super::path::KvmPath;
 use super::routes::KernelRoutes;
-use super::source::VectorSource;
 use crate::chips::x86::ioapic::IoApic;
 use crate::delivery::ChipId;
 use crate::gate::Gate;
 use crate::irqfd::{Dispatcher, DispatcherOptions, Drain, Resamplers, ResamplersState};
 use crate::manager::{Backend, Capability, IrqManager, Irqfd, ManagerState};
 use crate::route::{GsiRoutes, Pin, RouteEntry, RoutePolicy, RouteTable, RouteUpdate};
-use crate::{Delivery, Error, LineSource, MsiMessage, PinInput, Pins, VectorPath};
+use crate::{Delivery, Error, LineSource, MsiMessage, PinInput, Pins, VectorPath, VectorSource};
 
 const CAP_IRQ_ROUTING: u32 = 25;
 const CAP_IRQFD: u32 = 32;

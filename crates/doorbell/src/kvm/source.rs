@@ -8,20 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::heat::Heat;
-use crate::pci::MsixVector;
-use crate::{Delivery, EventSink, VectorSlot};
-
-/// A sink whose events do nothing but fire one slot, for as long as it has one: the kernel can take its place.
-pub trait VectorSource: EventSink {
-    /// The slot that an event would fire at the moment; `None` while it would do anything else.
-    fn slot(&self) -> Option<VectorSlot>;
-}
-
-impl VectorSource for MsixVector {
-    fn slot(&self) -> Option<VectorSlot> {
-        Self::slot(self)
-    }
-}
+use crate::{Delivery, EventSink};
 
 /// Takes an eventfd's counter without waiting for one; 0 if there was none.
 pub(super) fn take_counter(fd: impl AsFd) -> u64 {

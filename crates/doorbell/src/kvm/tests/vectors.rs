@@ -4,9 +4,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::fixture::{Machine, counter, event, full, to, write};
-use crate::kvm::{Calls, Promotion, VectorSource};
+use crate::kvm::{Calls, Promotion};
 use crate::manager::Irqfd;
-use crate::{Delivery, EventSink, MsiMessage, SlotFire, VectorPath, VectorSlot};
+use crate::pci::msix::RegisterPlace;
+use crate::pci::msix::registers::{ADDRESS_LOW, CONTROL, DATA, ENTRY_BYTES, MessageControl, VECTOR_CONTROL};
+use crate::pci::{InjectorMask, InjectorOptions, MsixCapability, MsixTable, VectorPool};
+use crate::{Delivery, EventSink, MsiMessage, SlotFire, VectorPath, VectorSlot, VectorSource};
 
 /// A vector of a device: the slot that it has, and the events that came while it had none.
 struct Vector {
@@ -122,4 +125,66 @@ fn an_event_behind_the_mask_of_a_reclaimed_slot_goes_to_its_device() {
     machine.dispatch();
     assert_eq!(*device.homeless.lock(), 1);
     machine.nothing_arrives();
+}
+
+#[test]
+fn an_msix_vector_keeps_its_rules_on_the_kernels_chips() {
+    let Some(machine) = full(Promotion::Manual) else { return };
+    let pool = VectorPool::new(machine.manager.vectors());
+    let place = |offset| RegisterPlace { bar: 0, offset };
+    let capability = MsixCapability::new(2, 0, place(0), place(0x800)).unwrap();
+    let mut table = MsixTable::new(InjectorMask::new(&pool, 2, InjectorOptions::default()).unwrap()).unwrap();
+    let fds = [event(), event()];
+    let _irqfds: Vec<_> = (0..2)
+        .map(|at| {
+            let vector = table.strategy().vector(at).unwrap();
+            machine.irqs.bind_vector(&fds[usize::from(at)], Arc::new(vector)).unwrap()
+        })
+        .collect();
+    assert_eq!(machine.irqs.promote().unwrap(), 0, "no vector has a slot yet");
+    let store = |table: &mut MsixTable<InjectorMask>, entry: u64, register, value: u32| {
+        table.write(entry * ENTRY_BYTES + register, &value.to_le_bytes());
+    };
+    capability.write(&mut table, CONTROL, &MessageControl::new().with_enable(true).into_bits().to_le_bytes());
+    for entry in 0..2 {
+        store(&mut table, entry, ADDRESS_LOW, 0xfee0_0000);
+        store(&mut table, entry, DATA, 0x71 + entry as u32);
+        store(&mut table, entry, VECTOR_CONTROL, 0);
+    }
+    assert_eq!(machine.irqs.promote().unwrap(), 2);
+    let before = machine.irqs.vm().calls();
+    write(&fds[0], 1);
+    write(&fds[1], 1);
+    machine.arrives(0x71);
+    machine.arrives(0x72);
+    assert_eq!(machine.calls_since(before), Calls::default(), "by the kernel");
+
+    // M2 to M5, with the eventfd parked meanwhile.
+    store(&mut table, 0, VECTOR_CONTROL, 1);
+    write(&fds[0], 1);
+    write(&fds[0], 1);
+    machine.nothing_arrives();
+    let mut pba = [0; 8];
+    table.read_pba(0, &mut pba);
+    assert_eq!(u64::from_le_bytes(pba), 1);
+    store(&mut table, 0, DATA, 0x73);
+    store(&mut table, 0, VECTOR_CONTROL, 0);
+    machine.arrives(0x73);
+    machine.nothing_arrives();
+
+    // M7: the Function Mask.
+    let control = MessageControl::new().with_enable(true);
+    capability.write(&mut table, CONTROL, &control.with_function_mask(true).into_bits().to_le_bytes());
+    write(&fds[1], 1);
+    machine.nothing_arrives();
+    capability.write(&mut table, CONTROL, &control.into_bits().to_le_bytes());
+    machine.arrives(0x72);
+    machine.nothing_arrives();
+
+    // M11: disabled, the vectors have no slots, and this device drops its events.
+    capability.write(&mut table, CONTROL, &MessageControl::new().into_bits().to_le_bytes());
+    write(&fds[1], 1);
+    machine.dispatch();
+    machine.nothing_arrives();
+    assert_eq!(counter(&fds[1]), 0);
 }

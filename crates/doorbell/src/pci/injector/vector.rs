@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{cell::Holding, vectors::Vectors};
-use crate::{Delivery, EventSink, SlotFire, VectorPath, VectorSlot, inflight::OwnerState};
+use crate::{Delivery, EventSink, SlotFire, VectorPath, VectorSlot, VectorSource, inflight::OwnerState};
 
 /// What became of one event of a vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +44,15 @@ impl<P: VectorPath + ?Sized> MsixVector<P> {
         self.vectors.fire(self.at)
     }
 
-    /// The GSI that an event would fire at the moment; `None` while the vector has none.
+    /// The slot that an event would fire now; `None` while it would be pending or dropped in the device itself.
     pub fn slot(&self) -> Option<VectorSlot> {
         self.vectors.slot(self.at)
+    }
+}
+
+impl<P: VectorPath + ?Sized> VectorSource for MsixVector<P> {
+    fn slot(&self) -> Option<VectorSlot> {
+        MsixVector::slot(self)
     }
 }
 
