@@ -125,7 +125,7 @@ pub(super) struct TablePath {
 }
 
 impl TablePath {
-    fn new(bias: Option<BiasPermit>) -> Arc<Self> {
+    pub(super) fn new(bias: Option<BiasPermit>) -> Arc<Self> {
         let sink = Arc::new(Sink::default());
         let table = RouteTable::with_bias(sink.clone(), sink.clone(), RoutePolicy::S2_TABLE, bias);
         Arc::new(Self { sink, table })

@@ -30,6 +30,8 @@ pub mod layout;
 mod mapping;
 #[cfg(all(test, loom))]
 mod models;
+#[cfg(all(test, target_os = "linux", not(loom)))]
+mod process;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod producer;
 #[cfg(all(target_os = "linux", not(loom)))]

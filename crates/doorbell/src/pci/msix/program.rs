@@ -5,17 +5,13 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::{
     MsixCapability, MsixState, MsixTable, RegisterPlace,
     registers::{ENTRY_BYTES, MAX_VECTORS, MessageControl},
 };
 use crate::{
-    Delivery, Error, LineSource, MsiMessage, MsiTarget, PinInput, Pins, Target,
-    delivery::ChipId,
+    Delivery, MsiMessage, VectorPath,
     pci::{InjectorMask, InjectorOptions, MaskStrategy, VectorEvent, VectorPool, WhileDisabled},
-    route::{RoutePolicy, RouteTable},
 };
 
 /// What a program runs against: a table, its events, and what they send.
@@ -57,64 +53,24 @@ pub fn run<S: MaskStrategy>(subject: Subject<'_, S>, program: &[u8]) -> Summary 
     run.summary
 }
 
-/// Runs a program against strategy S5-A over the routing table; its first two bytes choose the device. For a fuzz
-/// target.
+/// Runs a program against strategy S5-A over `path`; its first two bytes choose the device. For a fuzz target.
 ///
 /// # Panics
 /// As [`run`].
-pub fn fuzz(program: &[u8]) -> Summary {
+pub fn run_beside_injector<P: VectorPath + ?Sized>(
+    path: &Arc<P>,
+    take_sent: &mut dyn FnMut() -> Vec<MsiMessage>,
+    program: &[u8],
+) -> Summary {
     let mut bytes = Bytes(program);
     let vectors = [1, 3, 64, 65, 200, MAX_VECTORS][usize::from(bytes.byte() % 6)];
     let while_disabled = if bytes.byte() % 2 == 0 { WhileDisabled::Keep } else { WhileDisabled::Drop };
-    let log = Arc::new(Log::default());
-    let path = Arc::new(RouteTable::new(log.clone(), log.clone(), RoutePolicy::S2_TABLE));
-    let pool = VectorPool::new(path);
+    let pool = VectorPool::new(path.clone());
     let strategy = InjectorMask::new(&pool, vectors, InjectorOptions { while_disabled }).expect("1 to 2,048 vectors");
     let mut table = MsixTable::new(strategy).expect("1 to 2,048 vectors");
     let handles: Vec<_> = (0..vectors).filter_map(|vector| table.strategy().vector(vector)).collect();
-    let subject = Subject {
-        table: &mut table,
-        while_disabled,
-        fire: &mut |vector| handles[usize::from(vector)].fire(),
-        take_sent: &mut || std::mem::take(&mut log.sent.lock()),
-    };
-    let summary = run(subject, bytes.0);
-    drop(table);
-    assert_eq!(pool.path().lent(), 0, "GSIs that were not given back");
-    summary
-}
-
-/// A controller that remembers what it was sent.
-#[derive(Default)]
-struct Log {
-    sent: Mutex<Vec<MsiMessage>>,
-}
-
-impl MsiTarget for Log {
-    fn send(&self, message: &MsiMessage) -> Result<Delivery, Error> {
-        self.sent.lock().push(*message);
-        Ok(Delivery::Delivered(1))
-    }
-
-    fn prepare(&self, _: &MsiMessage) -> Option<Target> {
-        None
-    }
-
-    fn fire(&self, _: Target) -> Delivery {
-        Delivery::Ignored
-    }
-}
-
-impl PinInput for Log {
-    fn pins(&self, _: ChipId) -> u16 {
-        0
-    }
-
-    fn set(&self, _: ChipId, _: u16, _: LineSource, _: bool) -> Delivery {
-        Delivery::Ignored
-    }
-
-    fn reevaluate(&self, _: ChipId, _: &Pins) {}
+    let fire = &mut |vector| handles[usize::from(vector)].fire();
+    run(Subject { table: &mut table, while_disabled, fire, take_sent }, bytes.0)
 }
 
 /// Bytes that are 0 where the program is over, other than for the next operation.

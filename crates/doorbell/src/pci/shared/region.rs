@@ -131,13 +131,18 @@ impl Region {
         &self.host.words()[FLAGS_WORD]
     }
 
-    /// Calls `send` for every vector that is pending and not masked, and takes its pending bit before.
+    /// Calls `send` for every vector that is pending and not masked, and takes its pending bit before. One by one, so
+    /// that a process that dies in between takes no more than one event with it.
     pub(super) fn poll(&self, mut send: impl FnMut(u16)) {
         for word in 0..usize::from(self.vectors.div_ceil(64)) {
-            let mut due = self.words(word).due(valid(word, self.vectors));
-            while due != 0 {
-                send((word * 64) as u16 + due.trailing_zeros() as u16);
-                due &= due - 1;
+            let words = self.words(word);
+            let mut pending = words.pending.load(Ordering::Relaxed) & valid(word, self.vectors);
+            while pending != 0 {
+                let bit = pending.trailing_zeros();
+                if words.due(1 << bit) != 0 {
+                    send((word * 64) as u16 + bit as u16);
+                }
+                pending &= pending - 1;
             }
         }
     }
