@@ -143,7 +143,7 @@ fn msix() -> Box<dyn FnMut()> {
     let vector = msix.strategy().vector(0).unwrap();
     Box::new(move || {
         // Without the table, its GSIs are taken back.
-        let _ = &msix;
+        let _alive = &msix;
         vector.fire();
         take(&mut cpu);
     })

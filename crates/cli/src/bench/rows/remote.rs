@@ -88,7 +88,7 @@ pub fn work() -> Result<Work, String> {
     let thread = dispatcher.spawn("bench").map_err(|error| error.to_string())?;
     let round = move |times: u64| -> Result<Duration, String> {
         // They live as long as the work does.
-        let _ = (&machine, &irqfd, &thread);
+        let _alive = (&machine, &dispatcher, &irqfd, &thread);
         arrived.lock().expect("nobody panics with it").clear();
         let eventfd = fd.try_clone().map_err(|error| error.to_string())?;
         let mut child = Command::new(&program)
