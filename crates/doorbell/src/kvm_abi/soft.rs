@@ -128,11 +128,11 @@ impl SoftVm {
         lapic.as_mut().map(act).ok_or(Errno::INVAL)
     }
 
-    /// What the clock's pin waits for follows from the local APICs.
-    fn recount_clock(&self, chip: &Chip) {
+    /// What the clock's pin waits for follows from the local APICs, or from `only` this one.
+    fn recount_clock(&self, chip: &Chip, only: Option<VcpuId>) {
         let vcpus = self.vcpus.lock();
         let lapic = |vcpu: VcpuId| vcpus.get(&vcpu.0).and_then(Option::as_ref);
-        chip.ioapic.recount_clock(|vcpu, vector| lapic(vcpu).is_some_and(|lapic| lapic.holds(vector)));
+        chip.ioapic.recount_clock(only, |vcpu, vector| lapic(vcpu).is_some_and(|lapic| lapic.holds(vector)));
     }
 }
 
@@ -351,7 +351,7 @@ impl KvmCalls for SoftVm {
             CHIP_IOAPIC => {
                 let KvmIoapicState { base_address, ioregsel, id, irr, pad: _, redirtbl } = chip.ioapic();
                 this.ioapic.set_state(&IoApicState { base_address, ioregsel, id, irr, redirtbl });
-                self.recount_clock(&this);
+                self.recount_clock(&this, None);
                 Ok(0)
             }
             CHIP_PIC_MASTER | CHIP_PIC_SLAVE => Err(Errno::OPNOTSUPP),
@@ -367,7 +367,7 @@ impl KvmCalls for SoftVm {
     fn set_lapic(&self, vcpu: u32, state: &KvmLapicState) -> Answer {
         let set = self.on_lapic(vcpu, |lapic| lapic.set_page(&state.regs))?;
         if let Some(chip) = self.chip() {
-            self.recount_clock(&chip);
+            self.recount_clock(&chip, Some(VcpuId(vcpu)));
         }
         answer(set, |()| 0)
     }

@@ -126,7 +126,9 @@ impl ModelPin {
     }
 
     fn reevaluate(&mut self, sent: &mut Vec<u8>) {
-        if std::mem::take(&mut self.ended) | std::mem::take(&mut self.offered) && self.is_due() {
+        let waits = std::mem::take(&mut self.ended) | std::mem::take(&mut self.offered);
+        // An edge that was ended with a level goes again while it is latched, as in KVM.
+        if waits && self.irr && self.entry & (MASKED | REMOTE_IRR) == 0 {
             self.service(sent);
         }
     }
@@ -198,9 +200,11 @@ impl Machine {
         (0..PINS as u16).filter(|&pin| self.pins[usize::from(pin)].vector() == vector).collect()
     }
 
-    /// The model's part of an end of interrupt.
+    /// The model's part of an end of interrupt: nothing is heard of it unless a level entry has the vector, but then it
+    /// is for every entry with the vector.
     fn end(&mut self, vector: u8) -> Pins {
-        for pin in self.pins.iter_mut().filter(|pin| pin.vector() == vector && pin.is_level()) {
+        let heard = self.pins.iter().any(|pin| pin.vector() == vector && pin.is_level());
+        for pin in self.pins.iter_mut().filter(|pin| heard && pin.vector() == vector) {
             pin.entry &= !REMOTE_IRR;
             (pin.ended, pin.offered) = (true, false);
         }
