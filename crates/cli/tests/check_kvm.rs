@@ -1,0 +1,125 @@
+//! `doorbell check kvm`, from outside: that it passes, that it finds what is wrong, and how it ends.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const SKIPPED: i32 = 77;
+
+fn check(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doorbell"));
+    command.args(["check", "kvm"]).args(arguments).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+/// The JSON report, or `None` with a loud line where there is no /dev/kvm.
+fn report(arguments: &[&str], status: i32) -> Option<Value> {
+    let output = check(&[arguments, &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    if output.status.code() == Some(SKIPPED) {
+        println!("SKIPPED: {}", report["skipped"]);
+        assert_eq!(report["passed"], 0, "what is skipped does not pass");
+        return None;
+    }
+    assert_eq!(output.status.code(), Some(status), "{report:#}");
+    Some(report)
+}
+
+#[test]
+fn a_hundred_programs_find_no_difference_and_reach_every_call() {
+    let Some(report) = report(&["--seed", "7", "--programs", "100"], 0) else { return };
+    assert_eq!((&report["passed"], &report["failed"]), (&100.into(), &0.into()));
+    let answers = report["answers"].as_object().unwrap();
+    assert_eq!(answers.len(), 18, "every call was made: {answers:?}");
+    for errno in ["EBADF", "EBUSY", "EINVAL"] {
+        assert!(answers["KVM_IRQFD assign"][errno].as_u64() > Some(0), "{errno}");
+    }
+    assert!(report["reached"].as_array().unwrap().len() >= 45, "{}", report["not_reached"]);
+}
+
+#[test]
+fn shards_cover_the_programs_once() {
+    let Some(first) = report(&["--programs", "21", "--shard", "0/2"], 0) else { return };
+    let second = report(&["--programs", "21", "--shard", "1/2"], 0).unwrap();
+    assert_eq!((&first["passed"], &second["passed"]), (&11.into(), &10.into()));
+}
+
+/// A fault in doorbell is found, and the program that shows it is short.
+fn finds(fault: &str, programs: &str, longest: usize) {
+    let Some(report) = report(&["--seed", "3", "--programs", programs, "--cripple", fault], 1) else { return };
+    let failures = report["failures"].as_array().unwrap();
+    assert_eq!(failures.len() as u64, report["failed"].as_u64().unwrap());
+    assert!(failures.iter().all(|failure| failure["repeats"] == true), "{failures:#?}");
+    let shortest = failures.iter().map(|failure| failure["calls"].as_array().unwrap().len()).min().unwrap();
+    assert!(shortest <= longest, "{fault}: {shortest} calls are left: {failures:#?}");
+    assert!(failures.iter().all(|failure| !failure["differs"].as_array().unwrap().is_empty()));
+}
+
+#[test]
+fn a_wrong_errno_is_found() {
+    finds("deassign-errno", "20", 1);
+}
+
+#[test]
+fn a_table_that_is_lost_when_another_is_refused_is_found() {
+    finds("refused-table", "20", 3);
+}
+
+#[test]
+fn a_missing_remote_irr_is_found() {
+    finds("remote-irr", "20", 2);
+}
+
+#[test]
+fn a_missing_trigger_mode_is_found() {
+    finds("trigger-mode", "20", 2);
+}
+
+#[test]
+fn a_miscounted_broadcast_is_found() {
+    finds("broadcast-count", "40", 1);
+}
+
+#[test]
+fn a_line_that_stays_high_is_found() {
+    finds("line-stays-high", "40", 2);
+}
+
+#[test]
+fn an_end_that_is_not_broadcast_is_found() {
+    finds("end-broadcast", "80", 5);
+}
+
+#[test]
+fn the_kernel_does_not_differ_from_itself() {
+    let Some(report) = report(&["--programs", "30", "--itself"], 0) else { return };
+    assert_eq!(report["passed"], 30);
+}
+
+#[test]
+fn a_failure_is_printed_as_a_list_of_calls_with_both_answers() {
+    let output = check(&["--seed", "3", "--programs", "5", "--cripple", "deassign-errno"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    if output.status.code() == Some(SKIPPED) {
+        assert!(text.starts_with("SKIPPED, NOTHING WAS COMPARED"), "{text}");
+        assert!(text.ends_with("0 passed, 0 failed\n"));
+        return;
+    }
+    assert!(text.contains("KVM_IRQFD deassign: "), "{text}");
+    assert!(text.contains("the answer: kernel 0, doorbell ENOENT"), "{text}");
+    assert!(text.contains("again: doorbell check kvm --seed 3 --calls 60 --only "), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(last.ends_with(" failed") && last.contains(" passed, "), "{last}");
+}
+
+#[test]
+fn short_programs_and_bad_shards_are_wrong_usage() {
+    for (arguments, named) in
+        [(["--calls", "49"], "50"), (["--shard", "2/2"], "0/2"), (["--cripple", "nothing"], "remote-irr")]
+    {
+        let output = check(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.contains(named), "{errors}");
+    }
+}
