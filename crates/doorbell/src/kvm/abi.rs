@@ -1,4 +1,4 @@
-//! [`KvmCalls`](crate::kvm_abi::KvmCalls) answered by the kernel itself: each method is one `ioctl` on `/dev/kvm`.
+//! [`KvmCalls`] answered by the kernel itself: each method is one `ioctl` on `/dev/kvm`.
 //!
 //! Nothing is checked, kept or repaired on the way, because this is what doorbell's own answers are compared with.
 

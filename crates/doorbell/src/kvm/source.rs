@@ -28,7 +28,7 @@ pub(super) fn take_counter(fd: impl AsFd) -> u64 {
 pub(super) struct LazySink {
     pub(super) fd: OwnedFd,
     pub(super) target: Arc<dyn EventSink>,
-    /// Events since it was last watched; [`LazySink::COLD`] once that no longer matters.
+    /// Events since it was last watched; `COLD` once that no longer matters.
     events: AtomicU32,
     /// Not signalled since it is watched.
     fresh: AtomicBool,

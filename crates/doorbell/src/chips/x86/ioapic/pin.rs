@@ -12,7 +12,7 @@ use crate::{
 /// How often a level interrupt may come again at once after its end before the storm guard holds it back; KVM's number.
 pub const STORM: u16 = 10_000;
 
-/// Why a pin waits for [`PinState::reevaluate`].
+/// Why a pin waits for [`reevaluate`](crate::PinInput::reevaluate).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Due {
