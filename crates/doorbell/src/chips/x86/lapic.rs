@@ -27,6 +27,8 @@
 mod access;
 mod interrupt;
 mod local;
+#[cfg(all(test, not(loom)))]
+mod machine;
 mod map;
 #[cfg(all(test, loom))]
 mod models;
