@@ -123,6 +123,15 @@ fn prepare(args: &Args) -> Result<(Machine, Plan), String> {
     if chips != Chips::Soft && !kvm_exists() {
         return Err(format!("--chips {}: there is no /dev/kvm; allowed is soft", chips.name()));
     }
+    if chips != Chips::Soft && machine.vcpus > guest::MOST_VCPUS {
+        let (vcpus, most) = (machine.vcpus, guest::MOST_VCPUS);
+        return Err(format!("{}: vcpus: {vcpus} are too many for a guest under /dev/kvm: 1 to {most}", machine.name));
+    }
+    if args.trace.is_some() && chips != Chips::Soft {
+        return Err(
+            "--trace: allowed on --chips soft only: a guest has no clock that it shares with its devices".into()
+        );
+    }
     match args.fault {
         Some(_) if chips != Chips::Soft => return Err("--fault: allowed on --chips soft only".into()),
         Some(Fault::StuckVcpu(vcpu)) if vcpu >= machine.vcpus => {
@@ -203,6 +212,13 @@ fn run_on(
 /// The same work on the kernel's chips, where there are any.
 fn beside(args: &Args, machine: &Machine, report: &mut Report) {
     if stop::requested() {
+        return;
+    }
+    if machine.vcpus > guest::MOST_VCPUS {
+        let most = guest::MOST_VCPUS;
+        report
+            .notes
+            .push(format!("SKIPPED: a guest under /dev/kvm has at most {most} vCPUs: no run on the kernel's chips."));
         return;
     }
     if !kvm_exists() {

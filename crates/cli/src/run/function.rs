@@ -25,7 +25,7 @@ use doorbell::{
 use super::{
     plan::{Line, Plan, Vector, Wire, message},
     process::Doorbell,
-    report::grouped,
+    report::{count, grouped},
 };
 
 /// The functions of a machine's devices; a legacy device has none.

@@ -383,8 +383,8 @@ mod tests {
     #[test]
     fn scaling_keeps_the_shares_and_leaves_no_vector_without_work() {
         let mut machine = Machine::x86();
-        machine.scale(22_200);
-        assert_eq!(machine.sources.iter().map(|source| source.interrupts).collect::<Vec<_>>(), [6_000, 16_000, 200]);
+        machine.scale(16_000);
+        assert_eq!(machine.sources.iter().map(|source| source.interrupts).collect::<Vec<_>>(), [4_000, 11_800, 200]);
         machine.scale(20_001);
         assert_eq!(machine.interrupts(), 20_001);
         machine.scale(1);

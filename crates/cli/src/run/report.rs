@@ -129,6 +129,16 @@ pub fn nanoseconds(ns: Option<u64>) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
+/// A number of things: `1 vCPU`, `4 vCPUs`.
+pub fn count(number: u64, what: &str) -> String {
+    let plural = match (number, what) {
+        (1, _) => "",
+        (_, word) if word.ends_with("process") => "es",
+        _ => "s",
+    };
+    format!("{} {what}{plural}", grouped(number))
+}
+
 /// A number with its thousands apart.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -214,6 +224,10 @@ pub(super) mod tests {
 
     #[test]
     fn numbers_and_times_are_readable() {
+        assert_eq!(
+            [count(1, "vCPU"), count(4_000, "vCPU"), count(3, "device process")],
+            ["1 vCPU", "4,000 vCPUs", "3 device processes"]
+        );
         assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1_000, 1_234_567].map(grouped)[..]);
         let times = [None, Some(7), Some(4_200), Some(42_000), Some(420_000), Some(4_200_000), Some(42_000_000_000)];
         assert_eq!(times.map(nanoseconds), ["-", "7 ns", "4.20 µs", "42.0 µs", "420 µs", "4.20 ms", "42.0 s"]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Report, grouped, nanoseconds};
+use super::{Report, count, grouped, nanoseconds};
 use crate::run::histogram::Histogram;
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#1c2330}\
@@ -44,12 +44,12 @@ fn section(report: &Report, out: &mut String) {
     let total = &report.total;
     let _ = writeln!(
         out,
-        "<h2>{} chips</h2><p>{} vCPUs, {} device processes, {} interrupts delivered in {:.2} s ({} a second): \
+        "<h2>--chips {}</h2><p>{}, {}, {} delivered in {:.2} s ({} a second): \
          <span class=\"{}\">{} lost, {} duplicated, {} held</span>.</p>",
         escaped(report.chips),
-        report.vcpus,
-        report.processes,
-        grouped(total.delivered),
+        count(report.vcpus.into(), "vCPU"),
+        count(report.processes as u64, "device process"),
+        count(total.delivered, "interrupt"),
         report.seconds,
         grouped(report.rate() as u64),
         if report.is_good() { "good" } else { "bad" },
@@ -74,7 +74,7 @@ fn section(report: &Report, out: &mut String) {
     );
     for (name, vectors, tally, latency) in report.devices() {
         let cells = [tally.signalled, tally.delivered, tally.coalesced, tally.lost];
-        row("sum", name, &format!("{vectors} vectors"), cells, &latency, out);
+        row("sum", name, &count(vectors as u64, "vector"), cells, &latency, out);
     }
     for vector in &report.vectors {
         let tally = &vector.tally;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Report, grouped, nanoseconds};
+use super::{Report, count, grouped, nanoseconds};
 use crate::run::{histogram::Histogram, tally::Tally};
 
 const HEAD: [&str; 8] = ["source", "path", "signalled", "delivered", "coalesced", "lost", "p50", "p99"];
@@ -53,8 +53,7 @@ fn table(report: &Report, every_vector: bool) -> String {
         rows.push(vec![String::new(); HEAD.len()]);
     }
     for (name, vectors, tally, latency) in report.devices() {
-        let kind = if vectors == 1 { "1 vector".into() } else { format!("{vectors} vectors") };
-        rows.push(row(name.into(), kind, figures(&tally, &latency)));
+        rows.push(row(name.into(), count(vectors as u64, "vector"), figures(&tally, &latency)));
     }
     rows.push(row("total".into(), String::new(), figures(&report.total, &report.latency())));
     let mut out = String::new();
@@ -87,9 +86,10 @@ fn verdict(report: &Report) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{machine} with --chips {chips}: {vcpus} vCPUs, {processes} device processes, {} interrupts delivered in {seconds:.2} s \
-         ({} a second).",
-        grouped(total.delivered),
+        "{machine} with --chips {chips}: {}, {}, {} delivered in {seconds:.2} s ({} a second).",
+        count(u64::from(*vcpus), "vCPU"),
+        count(*processes as u64, "device process"),
+        count(total.delivered, "interrupt"),
         grouped(report.rate() as u64)
     );
     for note in &report.notes {

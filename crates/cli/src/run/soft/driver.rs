@@ -30,6 +30,8 @@ struct Handler {
     device: usize,
     /// Its entry, if it is one of MSI-X.
     entry: Option<u16>,
+    /// Its device learns of the end by a resample descriptor, and needs no bell.
+    level: bool,
 }
 
 /// What the driver has masked.
@@ -87,7 +89,8 @@ impl Driver {
                 Wire::Line(_) => None,
             };
             if let Some(slot) = vector.slot.index() {
-                handlers[slot] = Some(Handler { vector: latencies.len(), device: vector.device, entry });
+                handlers[slot] =
+                    Some(Handler { vector: latencies.len(), device: vector.device, entry, level: vector.is_level() });
                 latencies.push((index, Histogram::default()));
             }
         }
@@ -161,11 +164,12 @@ impl Driver {
         self.shared.ledger.leave(self.vcpu);
         let handler = vector.checked_sub(FIRST_VECTOR).and_then(|slot| self.handlers[usize::from(slot)]);
         let Some(handler) = handler else { return };
-        let Some(msix) = handler.entry else { return };
-        if entry.fresh > 0 {
+        if entry.fresh > 0 && !handler.level {
             device::ring(&self.shared.ledger.header().devices[handler.device]);
         }
-        self.mask_perhaps(handler.device, msix, vector);
+        if let Some(msix) = handler.entry {
+            self.mask_perhaps(handler.device, msix, vector);
+        }
         self.unmask_due(false);
     }
 
