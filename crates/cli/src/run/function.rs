@@ -109,11 +109,14 @@ pub fn bind_line(irqs: &IrqManager, line: Line, doorbell: &Doorbell) -> Result<m
 /// What the driver's masks came to.
 pub fn note(masks: u64, functions: u64, replayed: u64) -> String {
     let whole =
-        if functions == 0 { String::new() } else { format!(" and whole functions {} times", grouped(functions)) };
+        if functions == 0 { String::new() } else { format!(" and whole functions {}", count(functions, "time")) };
+    let pending = match replayed {
+        1 => "1 interrupt was".into(),
+        _ => format!("{} interrupts were", grouped(replayed)),
+    };
     format!(
-        "Meanwhile the guest's driver masked vectors {} times{whole}; {} interrupts were pending when it unmasked.",
-        grouped(masks),
-        grouped(replayed)
+        "Meanwhile the guest's driver masked vectors {}{whole}; when it unmasked, {pending} pending.",
+        count(masks, "time")
     )
 }
 
