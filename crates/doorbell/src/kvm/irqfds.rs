@@ -284,15 +284,19 @@ impl Irqfds {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, gsi, "the kernel refused an irqfd; it stays with the dispatcher");
-                if let Some(held) = config.held.get_mut(&gsi) {
-                    held.sources.retain(|other| *other != id);
-                }
-                if let Some(source) = config.sources.get_mut(&id) {
-                    source.refused = true;
-                    self.watch_again(source);
-                }
+                self.send_back(config, id, gsi);
                 false
             }
+        }
+    }
+
+    /// Back to the dispatcher for good, because the kernel refused it. A level source can only wait in its counter.
+    fn send_back(&self, config: &mut Config, id: u64, gsi: u32) {
+        let Some(source) = config.sources.get_mut(&id).filter(|source| source.resample.is_none()) else { return };
+        source.refused = true;
+        self.watch_again(source);
+        if let Some(held) = config.held.get_mut(&gsi) {
+            held.sources.retain(|other| *other != id);
         }
     }
 
@@ -480,6 +484,7 @@ impl Locked<'_> {
             OpenRoutes::Gone if held.tag == 0 && held.routes.is_empty() => self.resume(gsi),
             _ => self.dismiss(gsi),
         }
+        irqfds.let_go_if_empty(&mut self.config, gsi);
     }
 
     /// Gives the parked sources of `gsi` back to the kernel.
@@ -493,6 +498,7 @@ impl Locked<'_> {
             }
             if let Err(error) = self.irqfds.attach(config, id) {
                 tracing::warn!(%error, gsi, "the kernel did not take an irqfd back");
+                self.irqfds.send_back(config, id, gsi);
                 continue;
             }
             if let Some(resample) = config.sources.get(&id).and_then(|source| source.resample.as_ref()) {

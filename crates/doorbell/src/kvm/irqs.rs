@@ -129,7 +129,8 @@ impl KvmIrqs {
         &self.0.irqfds.vm
     }
 
-    /// Binds an eventfd to a vector whose GSI may change, such as one of MSI-X.
+    /// Binds an eventfd to a vector whose GSI may change, such as one of MSI-X. Its sink must not drop an irqfd of this
+    /// manager: whoever moves a source waits for its sink.
     ///
     /// # Errors
     /// As [`Dispatcher::attach`].

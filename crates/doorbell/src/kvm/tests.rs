@@ -2,4 +2,6 @@
 
 mod fixture;
 mod full;
+mod split;
+mod user;
 mod vectors;

@@ -70,15 +70,15 @@ pub struct UserCpu {
     ioapic: Arc<IoApic>,
     irqs: IrqManager,
     halted: bool,
-    /// `KVM_RUN` has returned since the registers were last compared.
-    ran: bool,
+    /// CR8 and the APIC base that the guest was last entered with, once it was.
+    entered: Option<(u64, u64)>,
 }
 
 impl UserCpu {
     /// A vCPU whose APIC is `apic`, in a machine with this IOAPIC; `irqs` is the manager over both
     /// ([`IrqManager::soft`]).
     pub fn new(apic: LocalApic, ioapic: Arc<IoApic>, irqs: IrqManager) -> Self {
-        Self { apic, ioapic, irqs, halted: false, ran: false }
+        Self { apic, ioapic, irqs, halted: false, entered: None }
     }
 
     /// The local APIC.
@@ -92,8 +92,8 @@ impl UserCpu {
     /// # Errors
     /// What the kernel says to an injection.
     pub fn before_entry(&mut self, port: &mut impl VcpuPort) -> Result<Entry, Error> {
-        if std::mem::take(&mut self.ran) {
-            self.follow_registers(port);
+        if let Some(entered) = self.entered.take() {
+            self.follow_registers(port, entered);
         }
         let work = self.apic.arm();
         if work.init {
@@ -126,17 +126,20 @@ impl UserCpu {
         }
         port.request_window(waiting);
         port.set_cr8(self.apic.cr8());
-        self.ran = true;
+        self.entered = Some((self.apic.cr8(), port.apic_base()));
         Ok(Entry::Run)
     }
 
-    fn follow_registers(&mut self, port: &mut impl VcpuPort) {
+    /// What the guest changed by itself. A register that is as it was at the entry says nothing: a store through the
+    /// window, which came after the exit, may have changed it here.
+    fn follow_registers(&mut self, port: &mut impl VcpuPort, (old_cr8, old_base): (u64, u64)) {
         let (cr8, base) = (port.cr8(), port.apic_base());
-        if cr8 != self.apic.cr8() {
+        if cr8 != old_cr8 {
             // The kernel has refused what is above 15.
             let _ = self.apic.set_cr8(cr8);
         }
-        if base != self.apic.base().into_bits() {
+        // 0 until the first exit has written it.
+        if base != old_base && base != 0 && base != self.apic.base().into_bits() {
             if let Err(GeneralProtection) = self.apic.set_base(base) {
                 tracing::debug!(base, "the kernel took an APIC base that this APIC does not have");
             }

@@ -6,7 +6,8 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::MsiMessage;
-use crate::kvm::{Calls, KvmIrqs, KvmOptions, Promotion, Vm, X86_CHIPS};
+use crate::chips::x86::ioapic::IoApicOptions;
+use crate::kvm::{Calls, KvmIrqs, KvmOptions, Promotion, SPLIT_PINS, SplitChip, Vm, X86_CHIPS};
 use crate::manager::IrqManager;
 use crate::route::{Route, RouteEntry};
 
@@ -23,29 +24,52 @@ pub struct Machine {
 }
 
 /// `None`, and a loud line, where there is no /dev/kvm.
-pub fn full(promotion: Promotion) -> Option<Machine> {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
+pub fn new_vm() -> Option<VmFd> {
+    match Kvm::new() {
+        Ok(kvm) => Some(kvm.create_vm().unwrap()),
         Err(error) => {
             eprintln!("SKIPPED, nothing was tested: no /dev/kvm here: {error}");
-            return None;
+            None
         }
-    };
-    let vm = kvm.create_vm().unwrap();
+    }
+}
+
+/// A machine with all chips in the kernel.
+pub fn full(promotion: Promotion) -> Option<Machine> {
+    let vm = new_vm()?;
     vm.create_irq_chip().unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
     // SAFETY: `vm` is open.
     let calls = Arc::new(Vm::new(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }).unwrap());
     let irqs = KvmIrqs::full(calls, &X86_CHIPS, KvmOptions::default().promotion(promotion)).unwrap();
     let machine = Machine { manager: irqs.manager(), irqs, vcpu, vm };
-    let mut apic = machine.vcpu.get_lapic().unwrap();
-    apic.regs[SVR] = -1;
-    apic.regs[SVR + 1] = 1;
-    machine.vcpu.set_lapic(&apic).unwrap();
+    machine.enable_apic();
     Some(machine)
 }
 
+/// A machine with a split chip.
+pub fn split() -> Option<(Machine, SplitChip)> {
+    let vm = new_vm()?;
+    let args = [SPLIT_PINS, 0, 0, 0];
+    let cap = kvm_bindings::KVM_CAP_SPLIT_IRQCHIP;
+    vm.enable_cap(&kvm_bindings::kvm_enable_cap { cap, args, ..Default::default() }).unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    // SAFETY: `vm` is open.
+    let calls = Arc::new(Vm::new(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }).unwrap());
+    let chip = SplitChip::new(calls, IoApicOptions::default(), KvmOptions::default()).unwrap();
+    let machine = Machine { manager: chip.irqs().manager(), irqs: chip.irqs().clone(), vcpu, vm };
+    machine.enable_apic();
+    Some((machine, chip))
+}
+
 impl Machine {
+    fn enable_apic(&self) {
+        let mut apic = self.vcpu.get_lapic().unwrap();
+        apic.regs[SVR] = -1;
+        apic.regs[SVR + 1] = 1;
+        self.vcpu.set_lapic(&apic).unwrap();
+    }
+
     /// Takes a vector out of the APIC; whether it was there.
     pub fn take(&self, vector: u8) -> bool {
         let mut apic = self.vcpu.get_lapic().unwrap();

@@ -1,0 +1,175 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::chips::x86::ioapic::{CHIP, INDEX, IoApic, IoApicOptions, WINDOW};
+use crate::chips::x86::lapic::{ApicOptions, ApicSet};
+use crate::kvm::{Entry, UserCpu, VcpuPort};
+use crate::manager::{IrqManager, SoftOptions};
+use crate::{Error, LineSource, MsiMessage, MsiTarget, PinInput, VcpuId};
+
+/// A vCPU that records what it is told.
+struct Port {
+    injected: Vec<u8>,
+    nmis: u32,
+    ready: bool,
+    window: bool,
+    cr8: u64,
+    base: u64,
+}
+
+impl VcpuPort for Port {
+    fn interrupt(&mut self, vector: u8) -> Result<(), Error> {
+        self.injected.push(vector);
+        Ok(())
+    }
+    fn nmi(&mut self) -> Result<(), Error> {
+        self.nmis += 1;
+        Ok(())
+    }
+    fn is_ready(&mut self) -> bool {
+        self.ready
+    }
+    fn request_window(&mut self, wanted: bool) {
+        self.window = wanted;
+    }
+    fn cr8(&mut self) -> u64 {
+        self.cr8
+    }
+    fn set_cr8(&mut self, value: u64) {
+        self.cr8 = value;
+    }
+    fn apic_base(&mut self) -> u64 {
+        self.base
+    }
+}
+
+struct Machine {
+    apics: Arc<ApicSet>,
+    ioapic: Arc<IoApic>,
+    cpu: UserCpu,
+    port: Port,
+    kicks: Arc<AtomicU32>,
+}
+
+fn machine() -> Machine {
+    let kicks = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&kicks);
+    let kick = move |_: VcpuId| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    };
+    let apics = ApicSet::new(1, Arc::new(kick), ApicOptions::default());
+    let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiTarget>, IoApicOptions::default()));
+    let pins = Arc::clone(&ioapic) as Arc<dyn PinInput>;
+    let irqs = IrqManager::soft(SoftOptions::new(Arc::clone(&apics) as Arc<dyn MsiTarget>, pins)).unwrap();
+    let mut apic = apics.local(VcpuId(0)).unwrap();
+    apic.write(0xf0, 0x1ff);
+    let base = apic.base().into_bits();
+    let port = Port { injected: Vec::new(), nmis: 0, ready: true, window: false, cr8: 0, base };
+    Machine { cpu: UserCpu::new(apic, Arc::clone(&ioapic), irqs), apics, ioapic, port, kicks }
+}
+
+impl Machine {
+    fn send(&self, vector: u32) {
+        self.apics.send(&MsiMessage::new(0xfee0_0000, vector)).unwrap();
+    }
+
+    fn enter(&mut self) -> Entry {
+        self.cpu.before_entry(&mut self.port).unwrap()
+    }
+
+    fn eoi(&mut self) {
+        assert!(self.cpu.mmio_write(0xfee0_00b0, &[0; 4]));
+    }
+}
+
+#[test]
+fn a_vector_is_injected_when_the_guest_is_ready_and_the_next_one_asks_for_a_window() {
+    let mut machine = machine();
+    machine.port.ready = false;
+    machine.send(0x41);
+    assert_eq!(machine.enter(), Entry::Run);
+    assert!(machine.port.window && machine.port.injected.is_empty(), "the guest has interrupts off");
+    machine.port.ready = true;
+    machine.send(0x61);
+    machine.send(0x71);
+    assert_eq!(machine.enter(), Entry::Run);
+    assert_eq!(machine.port.injected, [0x71], "the highest");
+    assert!(!machine.port.window, "the others are below what is in service");
+    machine.eoi();
+    machine.send(0x91);
+    machine.enter();
+    machine.eoi();
+    machine.enter();
+    machine.eoi();
+    machine.enter();
+    assert_eq!(machine.port.injected, [0x71, 0x91, 0x61, 0x41]);
+}
+
+#[test]
+fn a_halted_vcpu_sleeps_until_something_is_deliverable_and_is_kicked_for_it() {
+    let mut machine = machine();
+    assert_eq!(machine.enter(), Entry::Run);
+    machine.cpu.halt();
+    assert_eq!(machine.enter(), Entry::Sleep);
+    let before = machine.kicks.load(Ordering::Relaxed);
+    machine.send(0x41);
+    assert_eq!(machine.kicks.load(Ordering::Relaxed), before + 1);
+    assert_eq!(machine.enter(), Entry::Run);
+    assert_eq!(machine.port.injected, [0x41]);
+    machine.eoi();
+    machine.cpu.halt();
+    assert_eq!(machine.enter(), Entry::Sleep);
+    machine.apics.nmi(VcpuId(0));
+    assert_eq!(machine.enter(), Entry::Run);
+    assert_eq!(machine.port.nmis, 1);
+}
+
+#[test]
+fn the_guests_cr8_holds_back_what_is_below_it() {
+    let mut machine = machine();
+    machine.enter();
+    machine.port.cr8 = 5;
+    machine.send(0x51);
+    assert_eq!(machine.enter(), Entry::Run);
+    assert!(machine.port.injected.is_empty());
+    assert_eq!(machine.port.cr8, 5);
+    machine.port.cr8 = 4;
+    machine.enter();
+    assert_eq!(machine.port.injected, [0x51]);
+    machine.eoi();
+    machine.cpu.mmio_write(0xfee0_0080, &0x90u32.to_le_bytes());
+    machine.port.cr8 = 9;
+    machine.enter();
+    assert_eq!(machine.port.cr8, 9, "TPR and CR8 are one register");
+}
+
+#[test]
+fn a_store_to_tpr_is_not_undone_by_the_cr8_of_the_exit_that_it_caused() {
+    let mut machine = machine();
+    machine.enter();
+    // The kernel reports CR8 as it was before it handed the store to user space.
+    machine.port.cr8 = 0;
+    machine.cpu.mmio_write(0xfee0_0080, &0x90u32.to_le_bytes());
+    machine.send(0x51);
+    machine.enter();
+    assert_eq!(machine.port.cr8, 9);
+    assert!(machine.port.injected.is_empty());
+}
+
+#[test]
+fn the_end_of_a_level_interrupt_sends_it_again_while_its_line_is_high() {
+    let mut machine = machine();
+    assert!(machine.cpu.mmio_write(0xfec0_0000 + INDEX, &0x24u32.to_le_bytes()));
+    assert!(machine.cpu.mmio_write(0xfec0_0000 + WINDOW, &0x804au32.to_le_bytes()));
+    machine.ioapic.set(CHIP, 10, LineSource::USER, true);
+    machine.enter();
+    machine.eoi();
+    machine.enter();
+    assert_eq!(machine.port.injected, [0x4a, 0x4a]);
+    machine.ioapic.set(CHIP, 10, LineSource::USER, false);
+    machine.eoi();
+    machine.enter();
+    assert_eq!(machine.port.injected.len(), 2);
+    assert!(!machine.cpu.mmio_write(0xfed0_0000, &[0; 4]), "nobody's address");
+    assert!(!machine.cpu.mmio_read(0xfec0_0100, &mut [0; 4]));
+}
