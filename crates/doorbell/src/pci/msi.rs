@@ -1,5 +1,7 @@
 //! MSI: the capability (PCI Express Base, section 7.7.1).
 
+#[cfg(all(test, target_os = "linux", not(loom)))]
+mod properties;
 pub mod registers;
 #[cfg(all(test, not(loom)))]
 mod tests;
