@@ -103,6 +103,10 @@ impl Storm {
                 })
             })
             .collect();
+        // On a busy machine a thread may start late.
+        while ledger.0[..2].iter().any(|entry| entry.published.load(Ordering::SeqCst) == 0) {
+            thread::yield_now();
+        }
         Self { table, ledger, stop, sources }
     }
 
@@ -263,7 +267,9 @@ fn devices_that_rob_each_other_lose_nothing<P: TestPath + 'static>(path: Arc<P>)
                 scope.spawn(move || {
                     let end = Instant::now() + 2 * STORM;
                     let mut random = 0x9e37_79b9_u32 + u32::from(at);
-                    while Instant::now() < end {
+                    let mut turns = 0;
+                    while turns < 1000 || Instant::now() < end {
+                        turns += 1;
                         random ^= random << 13;
                         random ^= random >> 17;
                         random ^= random << 5;

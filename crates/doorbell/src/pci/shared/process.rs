@@ -108,6 +108,11 @@ impl Machine {
         // From here on the end of the child is the end of the pipe.
         drop(write_end);
 
+        // On a busy machine it may take a while until it does something.
+        while ledger.words()[usize::from(VECTORS) - 1].load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+
         let received: Arc<[AtomicU64; 2 * VECTORS as usize]> = Arc::new(Default::default());
         let (to, numbers) = (received.clone(), ledger.clone());
         path.watch(Box::new(move |message| {
