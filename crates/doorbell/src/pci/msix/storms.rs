@@ -90,7 +90,7 @@ impl Storm {
         }
         let ledger = Ledger::over(&*path, vectors);
         let stop = Arc::new(AtomicBool::new(false));
-        let sources = (0..2)
+        let sources: Vec<_> = (0..2)
             .map(|half| {
                 let (ledger, stop, fire) = (ledger.clone(), stop.clone(), fire.clone());
                 thread::spawn(move || {
@@ -105,6 +105,7 @@ impl Storm {
             .collect();
         // On a busy machine a thread may start late.
         while ledger.0[..2].iter().any(|entry| entry.published.load(Ordering::SeqCst) == 0) {
+            assert!(sources.iter().all(|source| !source.is_finished()));
             thread::yield_now();
         }
         Self { table, ledger, stop, sources }

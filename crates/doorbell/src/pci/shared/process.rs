@@ -95,7 +95,7 @@ impl Machine {
         let (read_end, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let of = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         let paths = [msix.memory().as_raw_fd(), ledger_fd.as_raw_fd(), write_end.as_raw_fd()].map(of).join(" ");
-        let child = Command::new(std::env::current_exe().unwrap())
+        let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "pci::shared::process::producer_process", "--ignored", "--test-threads=1"])
             .env(CHILD, paths)
             .stdout(Stdio::null())
@@ -110,6 +110,7 @@ impl Machine {
 
         // On a busy machine it may take a while until it does something.
         while ledger.words()[usize::from(VECTORS) - 1].load(Ordering::SeqCst) == 0 {
+            assert_eq!(child.try_wait().unwrap(), None);
             thread::yield_now();
         }
 
