@@ -29,6 +29,9 @@ use crate::{
     route::{Pin, Route, RouteEntry, RoutePolicy, RouteTable},
 };
 
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 /// Where the local APICs' registers are after reset.
 const LAPIC_BASE: u64 = 0xfee0_0000;
 const PAGE: u64 = 0x1000;
