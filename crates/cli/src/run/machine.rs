@@ -272,7 +272,7 @@ impl Machine {
 
     /// The same machine with this many interrupts in total, shared out as before, at least one to a vector.
     pub fn scale(&mut self, interrupts: u64) {
-        let before: u64 = self.sources.iter().map(|source| source.interrupts).sum();
+        let before = self.interrupts();
         for source in &mut self.sources {
             let share = u128::from(source.interrupts) * u128::from(interrupts) / u128::from(before.max(1));
             source.interrupts = (share as u64).max(u64::from(source.wiring.vectors()));
@@ -286,7 +286,7 @@ impl Machine {
 
     /// How many interrupts the devices signal in total.
     pub fn interrupts(&self) -> u64 {
-        self.sources.iter().map(|source| source.interrupts).sum()
+        self.sources.iter().fold(0, |sum: u64, source| sum.saturating_add(source.interrupts))
     }
 }
 
@@ -387,6 +387,8 @@ mod tests {
         assert_eq!(machine.sources.iter().map(|source| source.interrupts).collect::<Vec<_>>(), [4_000, 11_800, 200]);
         machine.scale(20_001);
         assert_eq!(machine.interrupts(), 20_001);
+        machine.scale(u64::MAX);
+        assert_eq!(machine.interrupts(), u64::MAX);
         machine.scale(1);
         assert_eq!(machine.sources.iter().map(|source| source.interrupts).collect::<Vec<_>>(), [8, 64, 2]);
     }

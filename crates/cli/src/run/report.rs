@@ -10,7 +10,7 @@ use super::{histogram::Histogram, tally::Tally};
 pub use html::page;
 pub use table::{brief, text};
 
-/// One vector of a run. In JSON, `held` and `duplicated` are left to the totals.
+/// One vector of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct VectorReport {
     /// The device and which of its vectors, as `storage/17`.
