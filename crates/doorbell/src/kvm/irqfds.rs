@@ -86,7 +86,8 @@ pub(super) struct Irqfds {
     kernel_pins: bool,
     /// A bit per GSI: it is held. Set under the lock, read without.
     held: Box<[AtomicU64]>,
-    /// Lock order: left of the dispatcher's own and of everything else; held while a source's passage is waited for.
+    /// Lock order: left of the latches of bindings and of everything but a split chip's `committed`. A promotion waits
+    /// for sources' passages while it holds this, so a target must not change irqfds, routes or masks of this VM.
     config: Mutex<Config>,
 }
 
@@ -200,7 +201,8 @@ impl Irqfds {
             }
             self.let_go_if_empty(&mut config, gsi);
         }
-        // A watched one waits here for its last passage.
+        // Without the lock: a watched one waits here for its last passage, whose target may want it.
+        drop(config);
         drop(source);
     }
 
