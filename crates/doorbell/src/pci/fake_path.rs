@@ -32,6 +32,7 @@ pub(super) trait TestPath: VectorPath {
     fn lent(&self) -> usize;
 
     /// Calls `watch` for each message instead of keeping it.
+    #[cfg(not(loom))]
     fn watch(&self, watch: Box<dyn FnMut(MsiMessage) + Send>);
 }
 
@@ -60,6 +61,7 @@ impl TestPath for FakePath {
         self.state().gsis.len()
     }
 
+    #[cfg(not(loom))]
     fn watch(&self, watch: Box<dyn FnMut(MsiMessage) + Send>) {
         self.state().sent.watch = Some(watch);
     }
