@@ -247,7 +247,7 @@ impl Machine {
                 let sure: Vec<usize> = (0..CPUS).filter(|&cpu| named(cpu) && before[cpu].enabled).collect();
                 let perhaps: Vec<usize> = (0..CPUS).filter(|&cpu| named(cpu) && nmi).collect();
                 let mut taken = Vec::new();
-                for cpu in 0..CPUS {
+                for (cpu, before) in before.iter().enumerate() {
                     let irr = self.vectors(cpu, slot::IRR);
                     let level_now = self.vectors(cpu, slot::TMR).contains(&vector);
                     let takes = if nmi {
@@ -258,7 +258,7 @@ impl Machine {
                     } else {
                         // Who of several takes it is KVM's choice: seen by what has changed, if anything did.
                         irr.contains(&vector)
-                            && (!before[cpu].irr.contains(&vector) || level_now != before[cpu].level.contains(&vector))
+                            && (!before.irr.contains(&vector) || level_now != before.level.contains(&vector))
                     };
                     if takes {
                         taken.push(cpu);
