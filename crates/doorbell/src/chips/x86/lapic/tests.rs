@@ -204,6 +204,33 @@ fn x2apic_ids_above_255_are_reached_if_enabled() {
 }
 
 #[test]
+fn l5_one_of_two_apics_with_the_same_logical_id_takes_it() {
+    let (set, mut cpus) = machine(3);
+    for cpu in &mut cpus {
+        cpu.write(LDR, 4 << 24);
+    }
+    for vector in 0x60..0x63 {
+        assert_eq!(send(&set, address(4) | LOGICAL | HINT, vector), 1);
+    }
+    let all: Vec<_> = cpus.iter_mut().map(arrived).collect();
+    assert_eq!(all, [vec![0x60], vec![0x61], vec![0x62]], "vector modulo the number of CPUs: 0x60 % 3 is 0");
+}
+
+#[test]
+fn an_xapic_whose_id_is_too_large_answers_to_it_from_x2apic_senders() {
+    let set = ApicSet::with_ids(&[0, 1, 0x101], Arc::new(()), ApicOptions::default()).unwrap();
+    let mut cpus: Vec<_> = (0..3).map(|vcpu| set.local(VcpuId(vcpu)).unwrap()).collect();
+    cpus[1].write(SVR, 0x1ff);
+    cpus[2].write(SVR, 0x1ff);
+    to_x2apic(&mut cpus[0]);
+    // 0x101 is also 0x01 in the eight bits of an xAPIC id: there is no map, and each APIC decides for itself.
+    cpus[0].msr_write(0x830, 0x101 << 32 | 0x41).unwrap();
+    cpus[0].msr_write(0x830, 0x001 << 32 | 0x42).unwrap();
+    let all: Vec<_> = cpus.iter_mut().map(arrived).collect();
+    assert_eq!(all, [vec![], vec![0x42], vec![0x41, 0x42]]);
+}
+
+#[test]
 fn ids_must_be_distinct_and_fit() {
     let of = |ids: &[u32]| ApicSet::with_ids(ids, Arc::new(()), ApicOptions::default());
     assert!(of(&[0, 3, 3]).is_err());
