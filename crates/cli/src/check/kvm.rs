@@ -44,6 +44,9 @@ shortest program that shows it.
 Not compared or not called, because the kernel has no answer that two machines share, or because it comes with a later \
 piece of doorbell:
   the 8259 pair      its pins may be routed, but nothing signals those GSIs; its state is not read
+  the clock's pin    GSI and pin 8 are left alone: KVM keeps an account of the clock's ticks
+  EOI suppression    SVR bit 12 is not set: a full chip does not offer it, yet KVM half obeys it
+  EOI after a store  the local APIC is written back before an EOI, after which KVM knows the IOAPIC's entries again
   the timers         the APIC timer is off, KVM_CREATE_PIT2 is not called
   PPR                the kernel brings it up to date at other moments; a guest's load of it is compared
   APIC ids           are not changed; vCPUs stay in xAPIC mode, at the addresses of reset

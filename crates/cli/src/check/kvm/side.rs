@@ -138,7 +138,13 @@ impl Side {
             Call::Acknowledge { vm, vcpu } => {
                 self.machines.vm(*vm).acknowledge(*vcpu).map(|vector| vector.map_or(-1, i64::from))
             }
-            Call::End { vm, vcpu } => self.store(*vm, *vcpu, LAPIC + regs::EOI as u64, 0),
+            Call::End { vm, vcpu } => {
+                // KVM keeps, for each vCPU, which ends the IOAPIC has to hear of, and may be behind after a guest's
+                // store to an entry. After this it looks again.
+                let state = self.lapic(*vm, *vcpu)?;
+                self.machines.vm(*vm).set_lapic(*vcpu, &state)?;
+                self.store(*vm, *vcpu, LAPIC + regs::EOI as u64, 0)
+            }
             Call::StoreLapic { vm, vcpu, offset, value } => self.store(*vm, *vcpu, LAPIC + *offset as u64, *value),
             Call::LoadLapic { vm, vcpu, offset } => self.load(*vm, *vcpu, LAPIC + *offset as u64),
             Call::StoreEntry { vm, vcpu, index, value } => {
