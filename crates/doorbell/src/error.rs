@@ -1,6 +1,6 @@
 //! What can be refused, in words, and the number that KVM has for it.
 
-use rustix::io::Errno;
+use crate::Errno;
 
 /// Why a call was refused. [`errno`](Error::errno) is the number that the kernel's KVM returns for the same mistake.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ pub mod routing;
 pub mod soft;
 pub mod types;
 
-pub use rustix::io::Errno;
+pub use crate::Errno;
 pub use soft::{SoftVm, SoftVmOptions};
 pub use types::{
     KvmIoapicState, KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd, KvmLapicState, KvmMsi,

@@ -7,6 +7,7 @@
 pub mod chips;
 pub mod clock;
 pub mod delivery;
+pub mod errno;
 pub mod error;
 pub mod gate;
 pub mod guest_ram;
@@ -29,6 +30,7 @@ pub mod vcpu;
 pub use delivery::{
     Delivery, EventSink, MsiTarget, PinInput, Pins, SlotFire, Target, VectorPath, VectorSlot, VectorSource,
 };
+pub use errno::Errno;
 pub use error::Error;
 pub use irq_line::{IrqLine, LineSource};
 pub use msi::{DeviceId, MsiMessage};

@@ -96,7 +96,7 @@ impl Inner {
         let raw = binding.as_fd().as_raw_fd();
         // First the slot, then epoll: what is ready at once, or is written from now on, finds the slot occupied (H1).
         let Ok(token) = self.slots.insert(binding) else {
-            return Err(Error::Os { what: "binding one more descriptor", source: Errno::NOSPC });
+            return Err(Error::Os { what: "binding one more descriptor", source: crate::Errno::NOSPC });
         };
         // SAFETY: the slot owns the descriptor, and nobody knows the token yet who could vacate it; the shutdown, which
         // needs no token, needs the dispatcher for itself.
@@ -105,7 +105,7 @@ impl Inner {
             Ok(()) => Ok(token),
             Err(source) => {
                 self.slots.remove(token);
-                Err(Error::Os { what: "adding a descriptor to epoll", source })
+                Err(Error::Os { what: "adding a descriptor to epoll", source: source.into() })
             }
         }
     }
@@ -261,7 +261,7 @@ impl Dispatcher {
     pub fn new(options: DispatcherOptions) -> Result<Self, Error> {
         /// Relaxed: each value is handed out once, whatever the order.
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let os = |source| Error::Os { what: "making an epoll instance", source };
+        let os = |source: Errno| Error::Os { what: "making an epoll instance", source: source.into() };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE;
         let wake = rustix::event::eventfd(0, flags).map_err(os)?;

@@ -72,15 +72,17 @@ pub(super) struct FdInfoDir {
 impl FdInfoDir {
     pub(super) fn open() -> Result<Self, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(CWD, "/proc/self/fdinfo", flags, Mode::empty())
-            .map_err(|source| Error::Os { what: "opening /proc/self/fdinfo, which tells eventfds apart", source })?;
+        let dir = rustix::fs::openat(CWD, "/proc/self/fdinfo", flags, Mode::empty()).map_err(|source| Error::Os {
+            what: "opening /proc/self/fdinfo, which tells eventfds apart",
+            source: source.into(),
+        })?;
         Ok(Self { dir, process: rustix::process::getpid() })
     }
 
     /// [`EventfdId::of`].
     pub(super) fn id_of(&self, fd: BorrowedFd<'_>) -> Result<EventfdId, Error> {
         let what = "the descriptor";
-        rustix::io::fcntl_getfd(fd).map_err(|source| Error::Descriptor { what, source })?;
+        rustix::io::fcntl_getfd(fd).map_err(|source| Error::Descriptor { what, source: source.into() })?;
         Ok(self.read(fd, what)?.id)
     }
 
@@ -89,14 +91,14 @@ impl FdInfoDir {
         if rustix::process::getpid() != self.process {
             return Self::open()?.read(fd, what);
         }
-        let os = |source| Error::Os { what: "reading /proc/self/fdinfo", source };
+        let os = |source: Errno| Error::Os { what: "reading /proc/self/fdinfo", source: source.into() };
         let name = fd.as_raw_fd().to_string();
         let file = rustix::fs::openat(&self.dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(os)?;
         // Those of an eventfd have about 120 bytes, and come in one piece; what is longer is not an eventfd.
         let mut text = [0; 512];
         let length = rustix::io::read(&file, &mut text).map_err(os)?;
         let text = String::from_utf8_lossy(&text[..length]);
-        FdInfo::parse(&text).map_err(|source| Error::Descriptor { what, source })
+        FdInfo::parse(&text).map_err(|source| Error::Descriptor { what, source: source.into() })
     }
 }
 
@@ -111,7 +113,8 @@ impl Eventfd {
     /// Duplicates `fd` and checks the duplicate, so that what was checked is what is used even if another thread
     /// closes the number and opens something else under it (H4). Returns the counter too.
     pub(super) fn adopt(fd: BorrowedFd<'_>, what: &'static str, info: &FdInfoDir) -> Result<(Self, u64), Error> {
-        let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|source| Error::Descriptor { what, source })?;
+        let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0)
+            .map_err(|source| Error::Descriptor { what, source: source.into() })?;
         let FdInfo { id, count } = info.read(fd.as_fd(), what)?;
         Ok((Self { fd, id }, count))
     }

@@ -101,7 +101,7 @@ impl Producer {
         on_exit: impl FnOnce(ProducerExit) + Send + 'static,
     ) -> Result<Self, Error> {
         let pidfd = rustix::io::fcntl_dupfd_cloexec(pidfd, 0)
-            .map_err(|source| Error::Descriptor { what: "the producer's pidfd", source })?;
+            .map_err(|source| Error::Descriptor { what: "the producer's pidfd", source: source.into() })?;
         let alive = Arc::new(Mutex::new(Some(Alive {
             irqfds: Vec::new(),
             lines: Vec::new(),
@@ -155,7 +155,7 @@ impl Producer {
 /// # Errors
 /// [`Error::Os`] with `ESRCH` if there is no such process.
 pub fn pidfd(pid: u32) -> Result<OwnedFd, Error> {
-    let os = |source| Error::Os { what: "opening a pidfd", source };
+    let os = |source: Errno| Error::Os { what: "opening a pidfd", source: source.into() };
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(os(Errno::SRCH))?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(os)
 }

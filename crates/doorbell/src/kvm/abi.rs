@@ -68,7 +68,7 @@ unsafe impl Ioctl for Call {
 /// `argument` is what `opcode` takes: a number, or a pointer to a struct that the kernel may read and write.
 unsafe fn call(fd: impl AsFd, opcode: Opcode, argument: *mut c_void) -> Answer {
     // SAFETY: passed on to the caller.
-    unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument }) }
+    Ok(unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument }) }?)
 }
 
 fn call_number(fd: impl AsFd, opcode: Opcode, argument: u32) -> Answer {

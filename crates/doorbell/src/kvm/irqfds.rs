@@ -387,7 +387,7 @@ impl Irqfds {
 }
 
 fn duplicate(fd: BorrowedFd<'_>, what: &'static str) -> Result<OwnedFd, Error> {
-    rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|source| Error::Descriptor { what, source })
+    rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|source| Error::Descriptor { what, source: source.into() })
 }
 
 impl Config {

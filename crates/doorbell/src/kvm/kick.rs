@@ -68,7 +68,7 @@ impl VcpuKick {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new shared mapping where the kernel likes; no memory of this process is affected.
         let page = unsafe { rustix::mm::mmap(std::ptr::null_mut(), PAGE, protection, MapFlags::SHARED, vcpu, 0) }
-            .map_err(|source| Error::Descriptor { what: "vCPU", source })?;
+            .map_err(|source| Error::Descriptor { what: "vCPU", source: source.into() })?;
         let page = NonNull::new(page.cast()).ok_or(Error::Unsupported("a mapping at address 0"))?;
         Ok(Self { page, place: AtomicU32::new(OUTSIDE), thread: OnceLock::new(), signal })
     }

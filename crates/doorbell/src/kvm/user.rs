@@ -241,7 +241,7 @@ impl VcpuPort for VcpuFd {
             let fd = BorrowedFd::borrow_raw(self.as_raw_fd());
             rustix::ioctl::ioctl(fd, Setter::<INTERRUPT, kvm_interrupt>::new(argument))
         }
-        .map_err(|source| Error::Os { what: "KVM_INTERRUPT", source })
+        .map_err(|source| Error::Os { what: "KVM_INTERRUPT", source: source.into() })
     }
 
     fn nmi(&mut self) -> Result<(), Error> {
@@ -250,7 +250,7 @@ impl VcpuPort for VcpuFd {
             let fd = BorrowedFd::borrow_raw(self.as_raw_fd());
             rustix::ioctl::ioctl(fd, NoArg::<NMI>::new())
         }
-        .map_err(|source| Error::Os { what: "KVM_NMI", source })
+        .map_err(|source| Error::Os { what: "KVM_NMI", source: source.into() })
     }
 
     fn is_ready(&mut self) -> bool {

@@ -85,7 +85,8 @@ impl Vm {
     /// # Errors
     /// Where the descriptor cannot be duplicated.
     pub fn new(vm: BorrowedFd<'_>) -> Result<Self, Error> {
-        let fd = rustix::io::fcntl_dupfd_cloexec(vm, 0).map_err(|source| Error::Descriptor { what: "VM", source })?;
+        let fd = rustix::io::fcntl_dupfd_cloexec(vm, 0)
+            .map_err(|source| Error::Descriptor { what: "VM", source: source.into() })?;
         Ok(Self { fd, counters: Counters::default() })
     }
 
@@ -119,7 +120,7 @@ impl Vm {
             .map_err(|_| Error::TooManyRoutes { count: entries.len(), most: super::KERNEL_ROUTES as usize })?;
         count(&self.counters.set_routing);
         self.call(Call { opcode: SET_GSI_ROUTING, argument: table.as_mut_fam_struct_ptr() })
-            .map_err(|source| Error::Os { what: "KVM_SET_GSI_ROUTING", source })?;
+            .map_err(|source| Error::Os { what: "KVM_SET_GSI_ROUTING", source: source.into() })?;
         Ok(())
     }
 
@@ -149,7 +150,7 @@ impl Vm {
 
     fn irqfd(&self, mut argument: kvm_irqfd) -> Result<(), Error> {
         self.call(Call { opcode: IRQFD, argument: &mut argument })
-            .map_err(|source| Error::Os { what: "KVM_IRQFD", source })?;
+            .map_err(|source| Error::Os { what: "KVM_IRQFD", source: source.into() })?;
         Ok(())
     }
 
@@ -162,7 +163,7 @@ impl Vm {
         argument.__bindgen_anon_1.irq = gsi;
         count(&self.counters.line);
         self.call(Call { opcode: IRQ_LINE_STATUS, argument: &mut argument })
-            .map_err(|source| Error::Os { what: "KVM_IRQ_LINE_STATUS", source })?;
+            .map_err(|source| Error::Os { what: "KVM_IRQ_LINE_STATUS", source: source.into() })?;
         // SAFETY: the kernel has written its status over the number; both are 32 bits.
         Ok(delivery(unsafe { argument.__bindgen_anon_1.status }))
     }
@@ -185,7 +186,7 @@ impl Vm {
             Ok(status) => Ok(delivery(status)),
             // The kernel hands its "nobody took it", -1, through as an error number.
             Err(Errno::PERM) => Ok(Delivery::Ignored),
-            Err(source) => Err(Error::Os { what: "KVM_SIGNAL_MSI", source }),
+            Err(source) => Err(Error::Os { what: "KVM_SIGNAL_MSI", source: source.into() }),
         }
     }
 

@@ -5,14 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
-    io::Errno,
-};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::*;
 use crate::{
-    VcpuId,
+    Errno, VcpuId,
     chips::x86::{
         ioapic::{CHIP, Effect, INDEX, IoApic, IoApicOptions, WINDOW},
         lapic::{ApicOptions, ApicSet, LocalApic},

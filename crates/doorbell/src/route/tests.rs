@@ -5,8 +5,8 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
+use crate::Errno;
 use parking_lot::Mutex;
-use rustix::io::Errno;
 
 use super::*;
 use crate::{Delivery, Error, MsiTarget, SlotFire, Target, VectorPath, gate::Gate};

@@ -71,7 +71,7 @@ fn add(event: &OwnedFd, value: u64) {
 
 fn take(event: &OwnedFd) -> Result<u64, Errno> {
     let mut bytes = [0; 8];
-    rustix::io::read(event, &mut bytes).map(|_| u64::from_ne_bytes(bytes))
+    Ok(rustix::io::read(event, &mut bytes).map(|_| u64::from_ne_bytes(bytes))?)
 }
 
 fn is_readable(event: &OwnedFd) -> bool {

@@ -32,7 +32,7 @@ pub trait Machines {
 
 /// A new eventfd that does not block.
 pub fn new_event() -> Result<OwnedFd, Errno> {
-    eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+    Ok(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?)
 }
 
 fn deassign(vm: &dyn GuestCalls, fd: i32, gsi: u32) -> Result<i32, Errno> {

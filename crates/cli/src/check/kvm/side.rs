@@ -119,7 +119,10 @@ impl Side {
                 if *status { vm.irq_line_status(request) } else { vm.irq_line(request) }.map(number)
             }
             Call::Msi { vm, message } => self.machines.vm(*vm).signal_msi(message).map(number),
-            Call::Write { event, value } => rustix::io::write(&self.events[*event], &value.to_ne_bytes()).map(|_| 0),
+            Call::Write { event, value } => {
+                rustix::io::write(&self.events[*event], &value.to_ne_bytes())?;
+                Ok(0)
+            }
             Call::Read { event } => self.read(*event),
             Call::Renumber { event } => {
                 let copy = self.events[*event].as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
@@ -168,7 +171,8 @@ impl Side {
 
     fn read(&self, event: usize) -> Outcome {
         let mut bytes = [0; 8];
-        rustix::io::read(&self.events[event], &mut bytes).map(|_| i64::from_ne_bytes(bytes))
+        rustix::io::read(&self.events[event], &mut bytes)?;
+        Ok(i64::from_ne_bytes(bytes))
     }
 
     fn lapic(&self, vm: usize, vcpu: u32) -> Result<KvmLapicState, Errno> {
@@ -191,7 +195,7 @@ impl Side {
     /// # Errors
     /// A call that failed and may not.
     pub fn state(&self) -> Result<State, Errno> {
-        let vm = |number: usize| {
+        let vm = |number: usize| -> Result<VmState, Errno> {
             let mut chip = KvmIrqchip::of(CHIP_IOAPIC);
             self.machines.vm(number).get_irqchip(&mut chip)?;
             let lapics = (0..VCPUS[number]).map(|vcpu| self.lapic(number, vcpu)).collect::<Result<_, _>>()?;

@@ -5,12 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::Errno,
-};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::*;
+use crate::Errno;
 
 /// Waits for another thread, for as long as a busy machine may need.
 pub(super) fn eventually(mut done: impl FnMut() -> bool) {
@@ -191,7 +189,7 @@ fn inside_its_sink_an_irqfd_refuses_what_would_wait_for_the_sink() {
             own.mask().unwrap_err().errno(),
             own.unmask().unwrap_err().errno(),
             own.retarget(Counted::default().target()).unwrap_err().errno(),
-            Errno::from_io_error(&inside.dispatch().unwrap_err()).unwrap(),
+            Errno::from_raw_os_error(inside.dispatch().unwrap_err().raw_os_error().unwrap()),
         ];
         answered.set(answer).unwrap();
     });

@@ -143,7 +143,7 @@ fn h4_a_number_that_is_closed_and_reopened_meanwhile_never_binds_the_wrong_file(
                     bound += 1;
                 }
                 Err(error) => {
-                    assert!(matches!(error.errno(), rustix::io::Errno::BADF | rustix::io::Errno::INVAL), "{error}")
+                    assert!(matches!(error.errno(), crate::Errno::BADF | crate::Errno::INVAL), "{error}")
                 }
             }
         });
@@ -168,7 +168,7 @@ fn h5_one_eventfd_raced_into_two_machines_has_one_winner_and_is_free_after_its_d
             (Ok(winner), Err(loser)) | (Err(loser), Ok(winner)) => (winner, loser),
             (a, b) => panic!("one wins: {a:?}, {b:?}"),
         };
-        assert_eq!(loser.errno(), rustix::io::Errno::BUSY);
+        assert_eq!(loser.errno(), crate::Errno::BUSY);
         drop(winner);
         drop(attach(&machines[0]).unwrap());
         drop(attach(&machines[1]).unwrap());

@@ -111,7 +111,7 @@ fn the_callback_may_drop_everything_of_the_producer() {
 #[test]
 fn a_process_that_does_not_exist_is_esrch() {
     for pid in [0, u32::MAX, 1 << 30] {
-        assert_eq!(producer_pidfd(pid).unwrap_err().errno(), rustix::io::Errno::SRCH);
+        assert_eq!(producer_pidfd(pid).unwrap_err().errno(), crate::Errno::SRCH);
     }
 }
 

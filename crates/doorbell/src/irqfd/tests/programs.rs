@@ -109,7 +109,7 @@ fn run(drain: Drain, calls: &[Call]) -> Result<(), TestCaseError> {
             }
             Call::Attach(at, target) => {
                 match (real.dispatcher.attach(&real.fds[at], real.sinks[target].target()), model.bound[at]) {
-                    (Err(error), Some(_)) => prop_assert_eq!(error.errno(), rustix::io::Errno::BUSY),
+                    (Err(error), Some(_)) => prop_assert_eq!(error.errno(), crate::Errno::BUSY),
                     (Ok(irqfd), None) => {
                         real.irqfds[at] = Some(irqfd);
                         let initial = model.counts[at];

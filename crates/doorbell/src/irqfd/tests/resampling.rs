@@ -166,7 +166,7 @@ fn f5_a_refused_resample_binding_leaves_the_line_to_those_who_have_it() {
     bench.signal(&device);
     let resamplefd = eventfd();
     let refused = bench.resamplers.attach_unrouted(&bench.dispatcher, 5, &device.fd, &resamplefd);
-    assert_eq!(refused.unwrap_err().errno(), rustix::io::Errno::BUSY);
+    assert_eq!(refused.unwrap_err().errno(), crate::Errno::BUSY);
     assert_eq!(bench.lines.sources(5), RESAMPLE);
     bench.end(5);
     assert_eq!((counter(&*device.resamplefd), counter(&resamplefd)), (1, 0));

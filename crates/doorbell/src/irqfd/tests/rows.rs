@@ -1,6 +1,6 @@
 //! The F rows of irqfd.md.
 
-use rustix::io::Errno;
+use crate::Errno;
 
 use super::*;
 

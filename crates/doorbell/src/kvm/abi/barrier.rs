@@ -110,5 +110,5 @@ pub fn bind_to_this_cpu() -> Result<usize, Errno> {
 pub fn bind_to_cpu(cpu: usize) -> Result<(), Errno> {
     let mut only = rustix::thread::CpuSet::new();
     only.set(cpu);
-    rustix::thread::sched_setaffinity(None, &only)
+    Ok(rustix::thread::sched_setaffinity(None, &only)?)
 }

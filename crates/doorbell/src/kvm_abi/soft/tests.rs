@@ -29,7 +29,8 @@ fn write(event: &OwnedFd, value: u64) {
 
 fn counter(event: &OwnedFd) -> Result<u64, Errno> {
     let mut bytes = [0; 8];
-    rustix::io::read(event, &mut bytes).map(|_| u64::from_ne_bytes(bytes))
+    rustix::io::read(event, &mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 fn irqfd(vm: &SoftVm, event: &OwnedFd, gsi: u32, flags: u32, resample: Option<&OwnedFd>) -> Answer {

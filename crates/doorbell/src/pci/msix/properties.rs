@@ -133,7 +133,7 @@ fn hostile_states_are_refused_and_change_nothing() {
         MsixState { strategy: vec![0], ..good.clone() },
     ];
     for bad in bad {
-        assert_eq!(table.restore(&bad).unwrap_err().errno(), rustix::io::Errno::INVAL, "{bad:?}");
+        assert_eq!(table.restore(&bad).unwrap_err().errno(), crate::Errno::INVAL, "{bad:?}");
         assert_eq!(table.save(), good);
     }
     let mut odd = good;

@@ -517,6 +517,6 @@ fn places_of_table_and_pba_are_checked() {
     assert!(MsixCapability::new(2048, 0, at(0, 0), at(1, 0)).is_ok());
     for (table, pba) in [(at(6, 0), at(0, 0)), (at(0, 4), at(1, 0)), (at(0, 0), at(0, 0x7ff8)), (at(0, 8), at(0, 8))] {
         let error = MsixCapability::new(2048, 0, table, pba).unwrap_err();
-        assert_eq!(error.errno(), rustix::io::Errno::INVAL, "{error}");
+        assert_eq!(error.errno(), crate::Errno::INVAL, "{error}");
     }
 }

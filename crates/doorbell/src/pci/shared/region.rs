@@ -38,7 +38,7 @@ impl Region {
         if !(1..=MAX_VECTORS).contains(&vectors) {
             return Err(Error::Invalid { what: "number of vectors", value: vectors.into(), allowed: "1 to 2,048" });
         }
-        let os = |what| move |source| Error::Os { what, source };
+        let os = |what| move |source: Errno| Error::Os { what, source: source.into() };
         let fd = memfd_create("doorbell-msix", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(os("cannot create the shared MSI-X memory"))?;
         ftruncate(&fd, BYTES as u64).map_err(os("cannot size the shared MSI-X memory"))?;
@@ -58,7 +58,7 @@ impl Region {
 
     /// The memory behind a descriptor from another process.
     pub(super) fn open(fd: OwnedFd) -> Result<Self, Error> {
-        let descriptor = |source| Error::Descriptor { what: "the shared MSI-X memory", source };
+        let descriptor = |source: Errno| Error::Descriptor { what: "the shared MSI-X memory", source: source.into() };
         // Before its first load: a file that can shrink could end this process.
         let seals = fcntl_get_seals(&fd).map_err(descriptor)?;
         if !seals.contains(SealFlags::SHRINK) {

@@ -5,10 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use rustix::{
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
-    io::Errno,
-};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use super::{
     ProducerEvent, SharedMsix, SharedProducer,
@@ -16,7 +13,7 @@ use super::{
     mapping::Area,
 };
 use crate::{
-    MsiMessage,
+    Errno, MsiMessage,
     pci::{
         InjectorOptions, MaskStrategy, MsixTable, VectorEvent, VectorPool, WhileDisabled,
         fake_path::{FakePath, TestPath},
@@ -272,8 +269,8 @@ fn foreign_memory_is_refused() {
 fn memory_is_sealed() {
     let machine = machine(&[]);
     let fd = machine.msix.memory();
-    assert_eq!(ftruncate(fd, 0), Err(Errno::PERM));
-    assert_eq!(ftruncate(fd, 2 * BYTES as u64), Err(Errno::PERM));
+    assert_eq!(ftruncate(fd, 0), Err(rustix::io::Errno::PERM));
+    assert_eq!(ftruncate(fd, 2 * BYTES as u64), Err(rustix::io::Errno::PERM));
 }
 
 #[test]

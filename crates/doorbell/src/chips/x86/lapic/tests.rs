@@ -190,7 +190,7 @@ fn x2apic_ids_above_255_are_reached_if_enabled() {
     let all: Vec<_> = cpus.iter_mut().map(arrived).collect();
     assert_eq!(all, [vec![0x44], vec![0x42, 0x44], vec![0x41, 0x43, 0x44]]);
     let bad = MsiMessage::new(address(0) | 1 << 32, 0x41);
-    assert_eq!(set.send(&bad).unwrap_err().errno(), rustix::io::Errno::INVAL);
+    assert_eq!(set.send(&bad).unwrap_err().errno(), crate::Errno::INVAL);
     assert_eq!(set.prepare(&bad), None);
 
     // Through the ICR: physical, logical, self.
