@@ -17,6 +17,7 @@ pub struct List<T, const N: usize>(SmallVec<[T; N]>);
 
 impl<T, const N: usize> List<T, N> {
     /// No items.
+    #[inline]
     pub fn new() -> Self {
         Self(SmallVec::new())
     }
@@ -35,6 +36,7 @@ impl<T, const N: usize> List<T, N> {
     }
 
     /// One more item, at the end.
+    #[inline]
     pub fn push(&mut self, item: T) {
         self.0.push(item);
     }
@@ -55,6 +57,7 @@ impl<T: std::fmt::Debug, const N: usize> std::fmt::Debug for List<T, N> {
 impl<T, const N: usize> Deref for List<T, N> {
     type Target = [T];
 
+    #[inline]
     fn deref(&self) -> &[T] {
         &self.0
     }

@@ -1,9 +1,15 @@
 //! The pins of the IOAPIC.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
 
 use doorbell::{
-    Delivery, LineSource, PinInput,
+    Delivery, Error, LineSource, MsiMessage, MsiTarget, PinInput, Target,
     chips::x86::ioapic::{CHIP, IoApic, IoApicOptions},
 };
 
@@ -21,14 +27,38 @@ const ENTRY_LOW: u32 = 0x10 + 2 * PIN as u32;
 const LEVEL: u32 = 1 << 15;
 const MASKED: u32 = 1 << 16;
 
-/// An IOAPIC in front of one vCPU, with one pin that the guest has set up.
-fn ioapic(low: u32) -> Result<(Machine, Arc<IoApic>), String> {
-    let machine = Machine::new(1);
-    let ioapic = Arc::new(IoApic::new(Arc::clone(&machine.apics) as _, IoApicOptions::default()));
+/// A target that takes every message and remembers none, so that an IOAPIC can be measured alone.
+#[derive(Default)]
+struct Taken(AtomicU32);
+
+impl MsiTarget for Taken {
+    fn send(&self, message: &MsiMessage) -> Result<Delivery, Error> {
+        Ok(Target::new(message.data & 0xff).map_or(Delivery::Ignored, |target| self.fire(target)))
+    }
+
+    fn prepare(&self, message: &MsiMessage) -> Option<Target> {
+        Target::new(message.data & 0xff)
+    }
+
+    fn fire(&self, target: Target) -> Delivery {
+        self.0.store(target.bits(), Ordering::Relaxed);
+        Delivery::Delivered(1)
+    }
+}
+
+/// The guest gives the pin its entry.
+fn set_up(ioapic: &IoApic, low: u32) {
     let stores = [(INDEX, ENTRY_LOW + 1), (WINDOW, 0), (INDEX, ENTRY_LOW), (WINDOW, low | u32::from(FIRST_VECTOR))];
     for (offset, value) in stores {
         let _ = ioapic.write(offset, value);
     }
+}
+
+/// An IOAPIC in front of one vCPU, with one pin that the guest has set up.
+fn ioapic(low: u32) -> Result<(Machine, Arc<IoApic>), String> {
+    let machine = Machine::new(1);
+    let ioapic = Arc::new(IoApic::new(Arc::clone(&machine.apics) as _, IoApicOptions::default()));
+    set_up(&ioapic, low);
     match ioapic.set(CHIP, PIN, LineSource::USER, true) {
         Delivery::Delivered(1) => {}
         other => return Err(format!("the pin was raised, and the answer was {other:?}")),
@@ -52,8 +82,25 @@ pub fn edge() -> Result<Work, String> {
     }))
 }
 
-/// The line rises, the vCPU takes the interrupt, the driver makes the device lower its line, the vCPU ends it.
+/// The IOAPIC's part of a level cycle: the line rises, the message goes, the line falls, the interrupt ends.
 pub fn level() -> Result<Work, String> {
+    let ioapic = IoApic::new(Arc::new(Taken::default()), IoApicOptions::default());
+    set_up(&ioapic, LEVEL);
+    let cycle = move || {
+        let delivery = ioapic.set(CHIP, PIN, LineSource::USER, true);
+        ioapic.set(CHIP, PIN, LineSource::USER, false);
+        let ended = ioapic.end(FIRST_VECTOR);
+        ioapic.reevaluate(CHIP, &ended);
+        (delivery, ended.len())
+    };
+    match cycle() {
+        (Delivery::Delivered(1), 1) => Ok(super::timed(cycle)),
+        other => Err(format!("a level cycle gave {other:?}")),
+    }
+}
+
+/// The whole of it: the line rises, the vCPU takes the interrupt, the driver makes the device lower its line, the vCPU ends it.
+pub fn level_lapic() -> Result<Work, String> {
     let (mut machine, ioapic) = ioapic(LEVEL)?;
     let mut cycle = move || {
         let delivery = ioapic.set(CHIP, PIN, LineSource::USER, true);

@@ -321,6 +321,7 @@ impl IoApic {
     /// As in KVM, an edge entry that shares its vector with a level entry is treated alike: it loses a remote IRR that the
     /// VMM gave it, and is sent again while its line is high.
     #[must_use = "what is still high is sent again by `reevaluate` only"]
+    #[inline]
     pub fn end(&self, vector: u8) -> Pins {
         let (mut heard, mut edges) = (false, false);
         let pins = self.for_each_with(vector, |number, pin| {
@@ -471,12 +472,13 @@ impl PinInput for IoApic {
         }
     }
 
+    #[inline]
     fn reevaluate(&self, chip: ChipId, pins: &Pins) {
         if chip != CHIP {
             return;
         }
         for &number in pins {
-            if let Some(pin) = self.pins.get(usize::from(number)) {
+            if let Some(pin) = self.pins.get(usize::from(number)).filter(|pin| pin.is_due()) {
                 let mut held = pin.take();
                 let send = self.sender(&held);
                 if !held.reevaluate(self.options.storm_guard, send) {

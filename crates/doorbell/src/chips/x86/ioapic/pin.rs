@@ -125,7 +125,13 @@ impl PinState {
     /// The interrupt has ended: spec A9, first half.
     pub fn end(&mut self) {
         self.entry.set_remote_irr(false);
-        self.flags.set_due(Due::Ended);
+        if self.flags.latched() {
+            self.flags.set_due(Due::Ended);
+        } else {
+            // Nothing to send again; what rises from now on is sent when it does.
+            self.flags.set_due(Due::No);
+            self.flags.set_storm(0);
+        }
     }
 
     /// Sends again what is still due: spec A9, second half. False if the storm guard holds it back.
@@ -277,6 +283,12 @@ impl Pin {
             }
             backoff.wait();
         }
+    }
+
+    /// Whether somebody who ended or unmasked it left it to be re-evaluated. Relaxed: who did so told the caller.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        Flags::from_bits(self.word.load(Ordering::Relaxed)).due() != Due::No
     }
 
     /// The vector, now. Whoever decides by it looks again after [`take`](Self::take).
