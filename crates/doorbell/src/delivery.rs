@@ -95,6 +95,10 @@ pub trait PinInput: Send + Sync {
 
     /// Looks again at pins whose interrupt has ended: what is still high is sent again.
     fn reevaluate(&self, chip: ChipId, pins: &Pins);
+
+    /// Forgets the latches of pins that the guest has just unmasked, before their devices are asked to raise the lines
+    /// again (irqfd R6). For chips that latch a level; others have nothing to forget.
+    fn withdraw(&self, _chip: ChipId, _pins: &Pins) {}
 }
 
 /// Pins of one chip, as an end of interrupt returns them.

@@ -135,8 +135,13 @@ impl Backend for Soft {
     }
 
     fn unmasked(&self, chip: ChipId, pins: &Pins) {
-        let unasked = pins.iter().copied().filter(|&pin| !self.resamplers.notify(Pin { chip, pin })).collect();
-        self.table.pin_input().reevaluate(chip, &unasked);
+        let input = self.table.pin_input();
+        for &pin in pins {
+            let one = Pins::from_slice(&[pin]);
+            if !self.resamplers.notify_after(Pin { chip, pin }, || input.withdraw(chip, &one)) {
+                input.reevaluate(chip, &one);
+            }
+        }
     }
 
     fn save(&self) -> ManagerState {

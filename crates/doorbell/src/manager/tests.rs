@@ -122,6 +122,7 @@ fn r6_a_pin_unmasked_with_its_latch_set_asks_the_device_first() {
     machine.redirect(10, 0x8051);
     assert!(signalled(&resample), "the device is asked");
     assert_eq!(machine.serve(), None, "and its level not believed");
+    assert_eq!(machine.ioapic.state().irr >> 10 & 1, 0, "not even remembered, as in KVM");
     signal(&fd);
     machine.irqs.dispatcher().dispatch().unwrap();
     assert_eq!(machine.serve(), Some(0x51), "it still wants service");

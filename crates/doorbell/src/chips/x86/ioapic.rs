@@ -437,6 +437,12 @@ impl IoApic {
 }
 
 impl PinInput for IoApic {
+    fn withdraw(&self, chip: ChipId, pins: &Pins) {
+        if chip == CHIP {
+            IoApic::withdraw(self, pins);
+        }
+    }
+
     fn pins(&self, chip: ChipId) -> u16 {
         if chip == CHIP { PINS as u16 } else { 0 }
     }
