@@ -272,8 +272,7 @@ impl IrqManager {
     /// Takes over a saved state. Descriptors are bound before, devices and chips are restored after it.
     ///
     /// # Errors
-    /// [`Error::Snapshot`] and whatever a route call would refuse: nothing is restored then, unless the routes were
-    /// in order and only the resampled lines were not.
+    /// [`Error::Snapshot`] and whatever a route call would refuse; nothing is restored then.
     pub fn restore(&self, state: &ManagerState) -> Result<(), Error> {
         self.backend.restore(state)
     }

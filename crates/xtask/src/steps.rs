@@ -41,6 +41,9 @@ pub struct Steps {
     failure: Option<Failure>,
 }
 
+/// How many lines of a failed step's output are shown.
+const SHOWN: usize = 120;
+
 impl Steps {
     /// A run of the steps whose names are in `only`, or of all if that is empty.
     pub fn new(only: &[String]) -> Self {
@@ -112,7 +115,11 @@ impl Steps {
         }
         if let Some(failure) = &self.failure {
             if let Ok(log) = fs::read(&self.log) {
-                println!("\n{}", String::from_utf8_lossy(&log));
+                // The end says what failed; the whole is in the file.
+                let log = String::from_utf8_lossy(&log);
+                let lines: Vec<&str> = log.lines().collect();
+                println!("\n{}", lines[lines.len().saturating_sub(SHOWN)..].join("\n"));
+                println!("(the whole output: {})", self.log.display());
             }
             println!("FAILED: {failure}");
         }

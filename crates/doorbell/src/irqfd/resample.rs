@@ -194,6 +194,19 @@ struct Config {
     next_key: u64,
 }
 
+impl Config {
+    fn check(&self, state: &ResamplersState) -> Result<(), Error> {
+        let ResamplersState { raised } = state;
+        if let Some(pair) = raised.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return Err(Error::Snapshot(format!("resampled GSI {} stands before {}", pair[0], pair[1])));
+        }
+        if let Some(gsi) = raised.iter().find(|gsi| !self.entries.contains_key(gsi)) {
+            return Err(Error::Snapshot(format!("GSI {gsi} was raised by an irqfd, but no such irqfd is bound")));
+        }
+        Ok(())
+    }
+}
+
 /// All resamplers of one table.
 #[derive(Clone)]
 pub struct Resamplers {
@@ -316,19 +329,22 @@ impl Resamplers {
         ResamplersState { raised: raised.map(|(&gsi, _)| gsi).collect() }
     }
 
+    /// Whether [`restore`](Self::restore) would take this state.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self, state: &ResamplersState) -> Result<(), Error> {
+        self.shared.by_gsi.lock().check(state)
+    }
+
     /// Raises the lines again that were up. The bindings come first: whoever restores has to hand in descriptors.
     ///
     /// # Errors
     /// [`Error::Snapshot`] if the GSIs are not in ascending order or one has no resampler; nothing is raised then.
     pub fn restore(&self, state: &ResamplersState) -> Result<(), Error> {
-        let ResamplersState { raised } = state;
         let config = self.shared.by_gsi.lock();
-        if let Some(pair) = raised.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Err(Error::Snapshot(format!("resampled GSI {} stands before {}", pair[0], pair[1])));
-        }
-        if let Some(gsi) = raised.iter().find(|gsi| !config.entries.contains_key(gsi)) {
-            return Err(Error::Snapshot(format!("GSI {gsi} was raised by an irqfd, but no such irqfd is bound")));
-        }
+        config.check(state)?;
+        let ResamplersState { raised } = state;
         for gsi in raised {
             if let Some(entry) = config.entries.get(gsi) {
                 entry.resampler.raise();

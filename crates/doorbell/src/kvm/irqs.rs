@@ -329,6 +329,9 @@ impl Backend for Inner {
         if matches!(self.pins, PinSide::Kernel) && !raised.raised.is_empty() {
             return Err(Error::Snapshot("resampled lines are raised, but here they are the kernel's to save".into()));
         }
+        if let PinSide::User { resamplers, .. } = &self.pins {
+            resamplers.check(raised)?;
+        }
         self.table().restore(routes)?;
         self.irqfds.settle(self.irqfds.held());
         match &self.pins {

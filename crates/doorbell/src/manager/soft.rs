@@ -150,6 +150,7 @@ impl Backend for Soft {
 
     fn restore(&self, state: &ManagerState) -> Result<(), Error> {
         let ManagerState { routes, resamplers } = state;
+        self.resamplers.check(resamplers)?;
         self.table.restore(routes)?;
         self.resamplers.restore(resamplers)
     }

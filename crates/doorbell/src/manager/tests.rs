@@ -177,3 +177,16 @@ fn a_saved_manager_is_restored_with_what_was_pending() {
     machine.irqs.unmask(24).unwrap();
     assert_eq!(machine.serve(), Some(0x41));
 }
+
+#[test]
+fn a_state_whose_resampled_lines_are_refused_changes_no_route() {
+    let machine = machine();
+    let message = RouteEntry { gsi: 24, route: Route::Msi(MsiMessage::new(0xfee0_0000, 0x41)) };
+    machine.irqs.set_routes(&[message]).unwrap();
+    let before = machine.irqs.save();
+    let mut forged = before.clone();
+    forged.routes.gsis.clear();
+    forged.resamplers.raised.push(10);
+    assert_eq!(machine.irqs.restore(&forged).unwrap_err().errno(), Errno::INVAL);
+    assert_eq!(machine.irqs.save(), before);
+}
