@@ -27,7 +27,7 @@ use super::{
     target::{Destination, RoutedGsi},
 };
 use crate::{
-    Delivery, Error, LineSource, Pins,
+    Delivery, Error, LineSource, PinInput, Pins,
     delivery::ChipId,
     inflight::Fired,
     route::{Pin, RouteTable},
@@ -294,6 +294,17 @@ impl Resamplers {
     /// (`IoApic::withdraw`) must come before the line that a sharer raises again.
     pub fn notify_after(&self, pin: Pin, first: impl FnOnce()) -> bool {
         self.of_pin(pin).is_some_and(|resampler| resampler.shared.notify_after(first))
+    }
+
+    /// The guest unmasked these pins of `input` with their latch set (R6): the sharers of a pin are asked whether they still
+    /// want the line, its latch forgotten first; a pin without sharers is sent as it is.
+    pub fn unmasked(&self, input: &dyn PinInput, chip: ChipId, pins: &Pins) {
+        for &pin in pins {
+            let one = Pins::from_slice(&[pin]);
+            if !self.notify_after(Pin { chip, pin }, || input.withdraw(chip, &one)) {
+                input.reevaluate(chip, &one);
+            }
+        }
     }
 
     /// Whether a pin has a sharer to be told.

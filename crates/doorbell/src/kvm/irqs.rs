@@ -17,7 +17,7 @@ use crate::delivery::ChipId;
 use crate::gate::Gate;
 use crate::irqfd::{Dispatcher, DispatcherOptions, Drain, Resamplers, ResamplersState};
 use crate::manager::{Backend, Capability, IrqManager, Irqfd, ManagerState};
-use crate::route::{GsiRoutes, Pin, RouteEntry, RoutePolicy, RouteTable, RouteUpdate};
+use crate::route::{GsiRoutes, RouteEntry, RoutePolicy, RouteTable, RouteUpdate};
 use crate::{Delivery, Error, LineSource, MsiMessage, PinInput, Pins, VectorPath, VectorSource};
 
 const CAP_IRQ_ROUTING: u32 = 25;
@@ -301,15 +301,7 @@ impl Backend for Inner {
 
     fn unmasked(&self, chip: ChipId, unmasked: &Pins) {
         if let PinSide::User { ioapic, resamplers } = &self.pins {
-            let resampled = |pin: &u16| resamplers.covers(Pin { chip, pin: *pin });
-            let (asked, sent): (Vec<_>, Vec<_>) = unmasked.iter().copied().partition(resampled);
-            let (asked, sent) = (Pins::from_slice(&asked), Pins::from_slice(&sent));
-            // Before the devices are told: who still wants the line raises it again.
-            ioapic.withdraw(&asked);
-            for &pin in &asked {
-                resamplers.notify(Pin { chip, pin });
-            }
-            ioapic.reevaluate(chip, &sent);
+            resamplers.unmasked(&**ioapic, chip, unmasked);
         }
     }
     /// Lines that in-kernel sources hold up are in the state of the kernel's chips, not here.

@@ -209,14 +209,7 @@ impl Chip {
     /// A guest's store to the IOAPIC.
     fn store(&self, offset: u64, value: u32) {
         let (Effect::Unmasked(pins) | Effect::Ended(pins)) = self.ioapic.write(offset, value) else { return };
-        for pin in pins {
-            let one = Pins::from_slice(&[pin]);
-            // R6: devices that can be asked are asked, the level of the others is sent as it is.
-            let asked = self.resamplers.notify_after(Pin { chip: ioapic::CHIP, pin }, || self.ioapic.withdraw(&one));
-            if !asked {
-                self.ioapic.reevaluate(ioapic::CHIP, &one);
-            }
-        }
+        self.resamplers.unmasked(&*self.ioapic, ioapic::CHIP, &pins);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     gate::Gate,
     inflight::BiasPermit,
     irqfd::{Dispatcher, DispatcherOptions, IrqfdTarget, Resamplers},
-    route::{GsiRoutes, Pin, RouteEntry, RoutePolicy, RouteTable, RouteUpdate},
+    route::{GsiRoutes, RouteEntry, RoutePolicy, RouteTable, RouteUpdate},
 };
 
 /// What a soft manager is made of.
@@ -135,13 +135,7 @@ impl Backend for Soft {
     }
 
     fn unmasked(&self, chip: ChipId, pins: &Pins) {
-        let input = self.table.pin_input();
-        for &pin in pins {
-            let one = Pins::from_slice(&[pin]);
-            if !self.resamplers.notify_after(Pin { chip, pin }, || input.withdraw(chip, &one)) {
-                input.reevaluate(chip, &one);
-            }
-        }
+        self.resamplers.unmasked(self.table.pin_input(), chip, pins);
     }
 
     fn save(&self) -> ManagerState {

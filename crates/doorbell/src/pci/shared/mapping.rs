@@ -1,5 +1,5 @@
 //! The only unsafe code of this station: words of a sealed memory file, mapped and shared with other processes.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a mapping cannot be had without it")]
 
 use std::{os::fd::BorrowedFd, ptr::NonNull, sync::atomic::AtomicU64};
 

@@ -170,7 +170,7 @@ impl LocalApic {
     }
 
     /// What there is to do now. Nothing is taken by looking.
-    #[allow(clippy::should_implement_trait)]
+    #[allow(clippy::should_implement_trait, reason = "it is no iterator: looking takes nothing")]
     pub fn next(&mut self) -> Work {
         let events = self.shared().events();
         if events.error() {

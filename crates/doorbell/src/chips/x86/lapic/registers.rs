@@ -4,7 +4,7 @@ use bitfield_struct::bitfield;
 
 /// The registers by number: the xAPIC offset is 16 times it, the x2APIC MSR is 0x800 plus it.
 pub mod slot {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the manual's")]
     pub const ID: usize = 0x02;
     pub const VERSION: usize = 0x03;
     pub const TPR: usize = 0x08;
@@ -38,7 +38,7 @@ pub mod slot {
 /// What is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names are the manual's")]
 pub enum DeliveryMode {
     Fixed = 0,
     LowestPriority = 1,
@@ -73,7 +73,7 @@ impl DeliveryMode {
 /// A destination that needs no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names are the manual's")]
 pub enum Shorthand {
     None = 0,
     This = 1,
