@@ -274,7 +274,7 @@ impl Resamplers {
 
     /// The guest ended the interrupts of these pins: each one's line is lowered, once, and then every sharer is told
     /// (R2). Pins without a resampler are left alone. Let the chip look at the pins again afterwards
-    /// ([`PinInput::reevaluate`](crate::PinInput::reevaluate)).
+    /// ([`PinInput::reevaluate`]).
     pub fn ended(&self, chip: ChipId, pins: &Pins) {
         for &pin in pins {
             if let Some(resampler) = self.of_pin(Pin { chip, pin }) {
