@@ -20,6 +20,7 @@ pub mod guest;
 mod handover;
 mod histogram;
 mod kernel;
+mod late;
 pub mod ledger;
 pub mod machine;
 mod parity;

@@ -46,6 +46,7 @@ pub mod vm;
 
 pub use chips::{KernelMsi, KernelPins, X86_CHIPS};
 pub use heat::Promotion;
+pub use irqfds::Standing;
 pub use irqs::{KvmIrqs, KvmOptions, PromoterThread};
 pub use kick::VcpuKick;
 pub use split::{SPLIT_PINS, SplitChip};

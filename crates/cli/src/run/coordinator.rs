@@ -10,6 +10,7 @@ use rustix::thread::futex;
 
 use super::{
     histogram::Histogram,
+    late::Late,
     ledger::{Header, Ledger, now_ns},
     plan::{Plan, Vector},
     process::{Device, Doorbell},
@@ -24,6 +25,9 @@ use super::{
 pub trait Running {
     /// The path of the interrupts of a vector, the plan's `index`th, station by station.
     fn path(&self, index: usize, vector: &Vector) -> String;
+
+    /// Where an interrupt of a vector is that does not arrive, as far as can be seen: the end of a sentence.
+    fn standing(&self, index: usize, vector: &Vector) -> String;
 
     /// Stops the vCPUs.
     fn stop(self: Box<Self>) -> Ended;
@@ -101,15 +105,19 @@ impl Run<'_> {
         }
         let start = now_ns();
         control(&ledger, Header::GO);
-        let mut watch = Watch::new(plan, &ledger, self.chips, self.budget);
+        let late = Late::new(plan, &ledger, &*machine, &doorbells);
+        let mut watch = Watch::new(plan, &ledger, self.chips, self.budget, late);
         let seconds = watch.until_done(&mut devices);
         let mut problems = watch.problems();
         let out_of_time = watch.out_of_time;
+        let late = watch.notes();
+        drop(watch);
         let paths: Vec<_> =
             plan.vectors.iter().enumerate().map(|(index, vector)| machine.path(index, vector)).collect();
         let ended = machine.stop();
         problems.extend(ended.problems);
         let mut notes = ended.notes;
+        notes.extend(late);
         if out_of_time {
             notes.push("Its time was up before its devices had done all their work.".into());
         }

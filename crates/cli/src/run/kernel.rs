@@ -15,7 +15,7 @@ use std::{
 use doorbell::{
     Error,
     irqfd::{DispatchThread, IrqfdTarget},
-    kvm::{KvmIrqs, KvmOptions, PromoterThread},
+    kvm::{KvmIrqs, KvmOptions, PromoterThread, Standing},
     pci::VectorPool,
     route::{Pin, Route, RouteEntry},
 };
@@ -34,6 +34,8 @@ use super::{
 const IOAPIC: u8 = 2;
 /// How long the driver leaves a vector alone, and how long it masks one.
 const PAUSE: Duration = Duration::from_millis(2);
+/// How long a lock or a vCPU is waited for when somebody asks where an interrupt is.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// See [`PAUSE`].
 const MASKED: Duration = Duration::from_micros(200);
 
@@ -126,6 +128,31 @@ impl Running for Kernel {
                 format!("irqfd → {gsi} → {ioapic} pin {pin} → {apic} {vcpu} → {arrives:#x}{end}")
             }
         }
+    }
+
+    fn standing(&self, index: usize, vector: &Vector) -> String {
+        let (vcpu, arrives) = (vector.slot.vcpu, vector.arrives_as());
+        let apic = match self.machine.local_apic(vcpu, PATIENCE) {
+            None => format!("vCPU {vcpu} does not say what is pending there"),
+            Some(apic) => {
+                let bit = |words: [u32; 8]| words[usize::from(arrives / 32)] >> (arrives % 32) & 1;
+                let (irr, isr, ppr) = (bit(apic.irr), bit(apic.isr), apic.ppr);
+                format!("vCPU {vcpu}: IRR {irr}, ISR {isr}, PPR {ppr:#x}")
+            }
+        };
+        let Some(gsi) = self.gsis[index] else { return apic };
+        let place = match self.machine.kernel_irqs().map(|kernel| kernel.standings(gsi, PATIENCE)) {
+            None => "is doorbell's",
+            Some(None) => "cannot be told: irqfds are being moved all the while",
+            Some(Some(places)) => match places.first() {
+                None => "is bound to nothing",
+                Some(Standing::Watched) => "is with the dispatcher",
+                Some(Standing::Kernel) => "is in the kernel",
+                Some(Standing::Parked) => "is parked behind a mask",
+                Some(Standing::Adrift) => "is adrift",
+            },
+        };
+        format!("GSI {gsi} {place}; {apic}")
     }
 
     fn stop(self: Box<Self>) -> Ended {

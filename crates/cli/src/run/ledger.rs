@@ -331,6 +331,12 @@ impl Ledger {
         }
     }
 
+    /// The last number of a slot that its device published.
+    pub fn published(&self, slot: Slot) -> u32 {
+        // Acquire: pairs with the Release in `publish`.
+        slot.index().map_or(0, |index| self.cpu(slot.vcpu).sequence[index].load(Ordering::Acquire))
+    }
+
     /// The last number of a slot that a handler saw.
     pub fn seen(&self, slot: Slot) -> u32 {
         // Acquire: pairs with the Release in `enter`: the handler is done with that number.

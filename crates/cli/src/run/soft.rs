@@ -249,6 +249,17 @@ impl Running for Soft {
         }
     }
 
+    fn standing(&self, index: usize, vector: &Vector) -> String {
+        let pending = self.gsis[index].is_some_and(|gsi| {
+            let mut bits = [0];
+            self.shared.irqs.pending(gsi..gsi + 1, &mut bits);
+            bits != [0]
+        });
+        let mask = if pending { "it is pending behind a mask" } else { "it is not pending behind a mask" };
+        let page = self.shared.ledger.cpu(vector.slot.vcpu);
+        format!("{mask}; vCPU {} has taken {} interrupts", vector.slot.vcpu, page.taken.load(Ordering::Relaxed))
+    }
+
     fn stop(mut self: Box<Self>) -> Ended {
         let mut ended = Ended { latencies: vec![Histogram::default(); self.gsis.len()], ..Ended::default() };
         let (mut masks, mut function_masks, mut replayed) = (0, 0, 0);

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::{
     coordinator::control,
+    late::Late,
     ledger::{Header, Ledger},
     plan::Plan,
     process::{self, Device},
@@ -42,6 +43,8 @@ pub struct Watch<'a> {
     bar: ProgressBar,
     pulses: Vec<Pulse>,
     problems: Vec<Problem>,
+    late: Late<'a>,
+    notes: Vec<String>,
     /// After this long the devices are told to stop.
     budget: Option<Duration>,
     /// They were.
@@ -50,7 +53,13 @@ pub struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// Begins to watch a machine whose devices have just been let go.
-    pub fn new(plan: &'a Plan, ledger: &'a Ledger, chips: &'static str, budget: Option<Duration>) -> Self {
+    pub fn new(
+        plan: &'a Plan,
+        ledger: &'a Ledger,
+        chips: &'static str,
+        budget: Option<Duration>,
+        late: Late<'a>,
+    ) -> Self {
         let now = Instant::now();
         let total = plan.vectors.iter().map(|vector| u64::from(vector.interrupts)).sum();
         // Draws nothing when standard error is not a terminal.
@@ -64,7 +73,8 @@ impl<'a> Watch<'a> {
         }
         bar.set_prefix(chips);
         let pulses = vec![Pulse { taken: 0, since: now, reported: false }; plan.vcpus as usize];
-        Self { plan, ledger, began: now, bar, pulses, problems: Vec::new(), budget, out_of_time: false }
+        let (problems, notes) = (Vec::new(), Vec::new());
+        Self { plan, ledger, began: now, bar, pulses, problems, late, notes, budget, out_of_time: false }
     }
 
     /// Watches until every device has ended and what they signalled has arrived, or will not. Returns the seconds from
@@ -76,6 +86,10 @@ impl<'a> Watch<'a> {
             }
             self.bar.set_position(self.signalled(|_| true));
             self.look_at_vcpus();
+            for line in self.late.look() {
+                self.bar.suspend(|| eprintln!("doorbell: {line}"));
+                self.notes.push(line);
+            }
             self.out_of_time |= self.budget.is_some_and(|budget| self.began.elapsed() > budget);
             if stop::requested() || self.out_of_time {
                 control(self.ledger, Header::STOP);
@@ -92,6 +106,11 @@ impl<'a> Watch<'a> {
     /// What went wrong so far.
     pub fn problems(&mut self) -> Vec<Problem> {
         std::mem::take(&mut self.problems)
+    }
+
+    /// What took long, though it may have come right in the end.
+    pub fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     /// Waits for what is under way.

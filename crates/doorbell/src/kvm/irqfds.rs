@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
@@ -39,10 +40,33 @@ enum Place {
     Adrift,
 }
 
+/// Where an eventfd that is bound to a GSI has its events go at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// To the dispatcher.
+    Watched,
+    /// To the kernel.
+    Kernel,
+    /// Into its counter, while its GSI is masked.
+    Parked,
+    /// Into its counter for good: the dispatcher refused to watch it again.
+    Adrift,
+}
+
 /// What an eventfd is the source of.
 enum Aim {
     Gsi(u32),
     Vector(Arc<dyn VectorSource>),
+}
+
+impl Aim {
+    /// The GSI, if there is one at the moment.
+    fn gsi(&self) -> Option<u32> {
+        match self {
+            Self::Gsi(gsi) => Some(*gsi),
+            Self::Vector(vector) => vector.slot().map(|slot| slot.gsi),
+        }
+    }
 }
 
 struct Source {
@@ -364,6 +388,19 @@ impl Irqfds {
         if !gsis.is_empty() {
             self.lock().settle(&gsis);
         }
+    }
+
+    /// Where the eventfds of `gsi` stand; `None` if somebody has been moving eventfds for as long as `patience`.
+    pub(super) fn standings(&self, gsi: u32, patience: Duration) -> Option<Vec<Standing>> {
+        let config = self.config.try_lock_for(patience)?;
+        let standing = |source: &Source| match source.place {
+            Place::Watched(_) => Standing::Watched,
+            Place::Kernel => Standing::Kernel,
+            Place::Parked => Standing::Parked,
+            Place::Adrift => Standing::Adrift,
+        };
+        let of_gsi = |source: &&Source| source.held_by.or_else(|| source.aim.gsi()) == Some(gsi);
+        Some(config.sources.values().filter(of_gsi).map(standing).collect())
     }
 
     /// All GSIs that are held.

@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::Vm;
 use super::chips::{KernelMsi, KernelPins};
 use super::heat::{Heat, Promotion};
-use super::irqfds::Irqfds;
+use super::irqfds::{Irqfds, Standing};
 use super::path::KvmPath;
 use super::routes::KernelRoutes;
 use crate::chips::x86::ioapic::IoApic;
@@ -153,6 +154,13 @@ impl KvmIrqs {
     /// As [`promote`](Self::promote).
     pub fn promote_hot(&self) -> Result<usize, Error> {
         if self.0.irqfds.heat.take_batch() { self.0.irqfds.promote(true) } else { Ok(0) }
+    }
+
+    /// Where the events of the eventfds that are bound to `gsi` go at the moment, in the order of their binding; for who
+    /// asks why an interrupt does not arrive. `None` if another thread has been moving eventfds between dispatcher and
+    /// kernel for as long as `patience`.
+    pub fn standings(&self, gsi: u32, patience: Duration) -> Option<Vec<Standing>> {
+        self.0.irqfds.standings(gsi, patience)
     }
 
     /// A thread that promotes each batch of hot eventfds, until the value that stands for it is dropped.

@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use doorbell::kvm::{KvmIrqs, KvmOptions, VcpuKick, Vm};
 use doorbell::manager::IrqManager;
@@ -12,7 +13,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::chips::{self, ChipSet, Chips};
 use super::code::{self, BLOCK, LEDGER_BASE, MOST_VCPUS, block_base};
 use super::memory::Mapping;
-use super::vcpu::{self, Exits, VcpuReport};
+use super::vcpu::{self, Exits, LocalApicView, Question, VcpuReport};
 use crate::run::ledger::{Ledger, SLOTS};
 
 /// Three pages that KVM takes for itself in real mode on some CPUs: away from memory and chips.
@@ -21,6 +22,7 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 /// One VM that runs the guest.
 pub struct KernelMachine {
     kicks: Vec<Arc<VcpuKick>>,
+    questions: Vec<Arc<Question>>,
     stop: Arc<AtomicBool>,
     /// vCPUs that do not run yet.
     waiting: Vec<(VcpuFd, Box<dyn Exits>)>,
@@ -76,7 +78,18 @@ impl KernelMachine {
         let chips = ChipSet::new(chips, &irqs, &kicks, options).map_err(|error| error.to_string())?;
         let with_exits = |(index, vcpu)| chips.exits(index).map(|exits| (vcpu, exits));
         let waiting = (0..).zip(vcpus_made).map(with_exits).collect::<Result<_, _>>()?;
-        Ok(Self { chips, kicks, stop: Arc::default(), waiting, threads: Vec::new(), low, _shared: shared, vm })
+        let questions = kicks.iter().map(|_| Arc::default()).collect();
+        Ok(Self {
+            chips,
+            kicks,
+            questions,
+            stop: Arc::default(),
+            waiting,
+            threads: Vec::new(),
+            low,
+            _shared: shared,
+            vm,
+        })
     }
 
     /// The interrupts of the machine.
@@ -87,6 +100,13 @@ impl KernelMachine {
     /// The eventfds of the VM, where the kernel has local APICs: it can take them.
     pub fn kernel_irqs(&self) -> Option<&KvmIrqs> {
         self.chips.kernel_irqs()
+    }
+
+    /// What the kernel's local APIC of a running vCPU has; `None` if it has none, or the vCPU does not leave the guest for so
+    /// long.
+    pub fn local_apic(&self, vcpu: u32, patience: Duration) -> Option<LocalApicView> {
+        let index = vcpu as usize;
+        self.questions.get(index)?.ask(patience, || self.kicks[index].kick())
     }
 
     /// Programs an entry of the IOAPIC, as a guest would through its registers.
@@ -110,9 +130,10 @@ impl KernelMachine {
                 &code::assemble(index as u32, &spans, self.chips.after_level()),
             );
             let (kick, stop) = (Arc::clone(&self.kicks[index]), Arc::clone(&self.stop));
+            let question = Arc::clone(&self.questions[index]);
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu-{index}"))
-                .spawn(move || vcpu::run(vcpu, &kick, &stop, &mut *exits))
+                .spawn(move || vcpu::run(vcpu, &kick, &stop, &question, &mut *exits))
                 .map_err(|error| format!("a thread for vCPU {index}: {error}"))?;
             self.threads.push(thread);
         }

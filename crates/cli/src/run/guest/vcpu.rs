@@ -1,7 +1,8 @@
 //! One vCPU: its first state, and the loop of its thread.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use doorbell::kvm::VcpuKick;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_segment};
@@ -20,6 +21,63 @@ pub struct VcpuReport {
     pub exits: u64,
     /// How often the kernel reported the end of a level interrupt (split chip).
     pub eoi_exits: u64,
+}
+
+/// What the kernel's local APIC of a vCPU has, by the registers of the same names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalApicView {
+    /// Pending.
+    pub irr: [u32; 8],
+    /// In service.
+    pub isr: [u32; 8],
+    /// The priority that a vector must exceed.
+    pub ppr: u32,
+}
+
+/// Index of a register in `kvm_lapic_state`.
+const PPR: usize = 0xa0;
+const ISR: usize = 0x100;
+const IRR: usize = 0x200;
+
+impl LocalApicView {
+    fn of(vcpu: &VcpuFd) -> Option<Self> {
+        let registers = vcpu.get_lapic().ok()?.regs;
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| registers[at + byte] as u8));
+        let words = |at: usize| std::array::from_fn(|index| word(at + 16 * index));
+        Some(Self { irr: words(IRR), isr: words(ISR), ppr: word(PPR) })
+    }
+}
+
+/// Another thread's question to a vCPU's thread, which alone may ask the kernel: what its local APIC has.
+#[derive(Debug, Default)]
+pub struct Question {
+    asked: AtomicBool,
+    answer: Mutex<Option<LocalApicView>>,
+}
+
+impl Question {
+    /// Asks, and waits so long for the answer. The vCPU must be kicked by `kick`.
+    pub fn ask(&self, patience: Duration, kick: impl FnOnce()) -> Option<LocalApicView> {
+        let answer = || self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        answer();
+        // Relaxed: the kick orders it before the vCPU's look.
+        self.asked.store(true, Ordering::Relaxed);
+        kick();
+        let began = Instant::now();
+        loop {
+            match answer() {
+                Some(view) => return Some(view),
+                None if began.elapsed() > patience => return None,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    fn reply(&self, vcpu: &VcpuFd) {
+        if self.asked.swap(false, Ordering::Relaxed) {
+            *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = LocalApicView::of(vcpu);
+        }
+    }
 }
 
 /// What a vCPU's exits mean to the chips in user space.
@@ -78,6 +136,7 @@ pub fn run(
     mut vcpu: VcpuFd,
     kick: &Arc<VcpuKick>,
     stop: &AtomicBool,
+    question: &Question,
     exits: &mut dyn Exits,
 ) -> Result<VcpuReport, String> {
     let mut report = VcpuReport::default();
@@ -88,6 +147,7 @@ pub fn run(
         if stop.load(Ordering::Relaxed) {
             return Ok(report);
         }
+        question.reply(&vcpu);
         if !exits.before_entry(&mut vcpu)? {
             kick.sleep();
             continue;
