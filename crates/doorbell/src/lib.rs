@@ -22,6 +22,8 @@ pub mod list;
 pub mod manager;
 pub mod msi;
 pub mod pci;
+#[cfg(feature = "x86")]
+pub mod remap;
 pub mod route;
 pub mod snapshot;
 mod sync;

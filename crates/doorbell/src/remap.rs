@@ -1,0 +1,40 @@
+//! Interrupt remapping: a station that may replace each message, or block it, between its device and the controller.
+//!
+//! A remapper is an [`MsiTarget`](crate::MsiTarget) around another: whoever sends to local APICs can send to it instead. It
+//! knows the sender by [`MsiMessage::device_id`], looks its message up in tables that the guest keeps in its own memory
+//! ([`GuestRam`]), and sends what it finds there. The guest then re-targets an interrupt by one store to a table, and no
+//! device can send what the guest has not given it.
+//!
+//! Both schemes of x86 remember what they found in one [`RemapCache`], whose promise is that of every configuration here:
+//! once an invalidation has completed, no message is delivered by an old entry; before it, a message meets the old or
+//! the new entry, never neither and never a mixture.
+#![forbid(unsafe_code)]
+
+pub mod cache;
+
+pub use cache::{RemapCache, Remapper, Way};
+
+use crate::guest_ram::{GuestRam, GuestRamExt, NoMemory};
+
+/// How often a table entry that changes while it is read is read again. A guest that changes it all the time gets what it
+/// deserves.
+const ATTEMPTS: usize = 8;
+
+/// Reads a table entry of 128 bits, low half first, which the guest changes by one store of 128 bits (spec T10): the two
+/// halves belong together unless the guest stores faster than they can be read.
+///
+/// # Errors
+/// If there is no memory at `address`.
+pub fn read_128(ram: &dyn GuestRam, address: u64) -> Result<[u64; 2], NoMemory> {
+    let high = address.wrapping_add(8);
+    let mut above: u64 = ram.read_le(high)?;
+    for _ in 1..ATTEMPTS {
+        let low = ram.read_le(address)?;
+        let again = ram.read_le(high)?;
+        if again == above {
+            return Ok([low, above]);
+        }
+        above = again;
+    }
+    Ok([ram.read_le(address)?, above])
+}
