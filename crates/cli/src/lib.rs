@@ -5,4 +5,6 @@ pub mod bench;
 #[doc(hidden)]
 pub mod check;
 #[doc(hidden)]
+pub mod qtest;
+#[doc(hidden)]
 pub mod run;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use doorbell_cli::{bench, check, run};
+use doorbell_cli::{bench, check, qtest, run};
 
 /// The interrupt path of a virtual machine, from an eventfd in another process to a vCPU that acknowledges it.
 ///
@@ -28,17 +28,25 @@ enum Command {
     Check(check::Args),
     /// Measure each operation, beside the kernel's for the same work
     Bench(bench::Args),
+    /// Doorbell's chips behind QEMU's qtest protocol
+    Qtest(qtest::Args),
     /// The device process that `run` starts
     #[command(hide = true)]
     Device,
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args();
+    // A link in QEMU's place: the options are QEMU's.
+    if words.next().is_some_and(|program| qtest::is_qemu(&program)) {
+        return qtest::start(&words.collect::<Vec<_>>());
+    }
     let cli = Cli::parse();
     match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(args) => run::main(args),
         Command::Check(args) => check::main(args),
         Command::Bench(args) => bench::main(args),
+        Command::Qtest(args) => qtest::main(args),
         Command::Device => run::device::main(),
     }
 }

@@ -1,0 +1,317 @@
+//! A q35 as far as interrupts go: doorbell's chips at the addresses where QEMU's machine has its own.
+//!
+//! The local APICs begin software-enabled, as firmware leaves them: a qtest client is no CPU and cannot reach their
+//! registers, in QEMU neither, whose APICs take interrupts even while they are software-disabled.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use doorbell::chips::x86::ioapic::{self, Effect, IoApic, IoApicOptions};
+use doorbell::chips::x86::lapic::{ApicOptions, ApicSet, LocalApic, slot};
+use doorbell::clock::{Clock, VirtualClock};
+use doorbell::guest_ram::{GuestRam, RamBlock};
+use doorbell::{LineSource, MsiMessage, MsiTarget, PinInput, VcpuId};
+
+use super::edu::Edu;
+use super::ivshmem::Ivshmem;
+use super::options::{Model, Options};
+use super::pci::{DeviceBus, Function};
+
+const IOAPIC: u64 = ioapic::DEFAULT_BASE;
+const IOAPIC_BYTES: u64 = 0x1000;
+/// Where messages are written to, and where each CPU sees its local APIC.
+const MESSAGES: u64 = 0xfee0_0000;
+const MESSAGES_BYTES: u64 = 0x10_0000;
+/// The local APIC's page of whoever accesses it; a qtest client is nobody.
+const APIC_PAGE: u64 = 0x1000;
+/// Configuration mechanism #1 (PCI Local Bus 3.0, section 3.2.2.3.2).
+const CONFIG_ADDRESS: u16 = 0xcf8;
+const CONFIG_DATA: u16 = 0xcfc;
+
+/// A chip whose lines a client can drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Chip {
+    /// The IOAPIC.
+    IoApic,
+}
+
+impl Chip {
+    /// By the end of its path, such as `/machine/q35/ioapic`.
+    pub fn of_path(path: &str) -> Option<Self> {
+        match path.rsplit('/').next() {
+            Some("ioapic") => Some(Self::IoApic),
+            _ => None,
+        }
+    }
+
+    /// How many input pins it has.
+    pub fn pins(self) -> u16 {
+        match self {
+            Self::IoApic => ioapic::PINS as u16,
+        }
+    }
+}
+
+/// The machine.
+pub struct Machine {
+    options: Options,
+    clock: Arc<VirtualClock>,
+    ram: Arc<RamBlock>,
+    ram_bytes: u64,
+    apics: Arc<ApicSet>,
+    /// The private halves, by vCPU.
+    locals: Vec<LocalApic>,
+    ioapic: IoApic,
+    config_address: u32,
+    functions: BTreeMap<u8, Function>,
+    /// The chip whose lines are watched: they are reported and reach it no more.
+    watched: Option<Chip>,
+    /// Their levels as last reported, a bit each.
+    levels: u32,
+    reports: Vec<(u16, bool)>,
+}
+
+/// What lies at an address.
+enum Place {
+    Ram(usize),
+    IoApic(u64),
+    Message(u64),
+    Bar(u8, usize, u64),
+    Nothing,
+}
+
+impl Machine {
+    /// A machine after power-on.
+    ///
+    /// # Errors
+    /// One line, where a device cannot be made.
+    pub fn new(options: Options) -> Result<Self, String> {
+        let bytes = usize::try_from(options.mib << 20).map_err(|error| error.to_string())?;
+        Self::build(options, Arc::new(RamBlock::new(0, bytes)), Arc::default())
+    }
+
+    fn build(options: Options, ram: Arc<RamBlock>, clock: Arc<VirtualClock>) -> Result<Self, String> {
+        let apics = ApicSet::new(options.cpus, Arc::new(()), ApicOptions::default());
+        let locals = (0..options.cpus).filter_map(|cpu| apics.local(VcpuId(cpu))).map(enabled).collect();
+        let msi: Arc<dyn MsiTarget> = apics.clone();
+        let ioapic = IoApic::new(msi.clone(), IoApicOptions::default());
+        let mut functions = BTreeMap::new();
+        for device in &options.devices {
+            let bus = DeviceBus::new(ram.clone(), msi.clone());
+            let function = match device.model {
+                Model::Edu => Edu::function(device.devfn, bus),
+                Model::Ivshmem { vectors, .. } => Ivshmem::function(device.devfn, vectors, bus),
+            };
+            functions.insert(device.devfn, function.map_err(|error| error.to_string())?);
+        }
+        Ok(Self {
+            ram_bytes: options.mib << 20,
+            options,
+            clock,
+            ram,
+            apics,
+            locals,
+            ioapic,
+            config_address: 0,
+            functions,
+            watched: None,
+            levels: 0,
+            reports: Vec::new(),
+        })
+    }
+
+    /// The chips and devices as after power-on, and every line low. RAM, time and what is watched stay.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn reset(&mut self) -> Result<(), String> {
+        let fresh = Self::build(self.options.clone(), self.ram.clone(), self.clock.clone())?;
+        *self = Self { watched: self.watched, ..fresh };
+        Ok(())
+    }
+
+    fn place(&self, address: u64) -> Place {
+        if address < self.ram_bytes {
+            return Place::Ram(usize::try_from(self.ram_bytes - address).unwrap_or(usize::MAX));
+        }
+        if let Some(offset) = address.checked_sub(IOAPIC).filter(|offset| *offset < IOAPIC_BYTES) {
+            return Place::IoApic(offset);
+        }
+        if let Some(offset) = address.checked_sub(MESSAGES).filter(|offset| *offset < MESSAGES_BYTES) {
+            return Place::Message(offset);
+        }
+        for (devfn, function) in &self.functions {
+            if let Some((bar, offset)) = function.decode(address) {
+                return Place::Bar(*devfn, bar, offset);
+            }
+        }
+        Place::Nothing
+    }
+
+    /// How many bytes one access at `address` moves, of `left`: RAM takes all, registers aligned words.
+    fn piece(place: &Place, address: u64, left: usize) -> usize {
+        match place {
+            Place::Ram(until_end) => left.min(*until_end),
+            _ => [8, 4, 2].into_iter().find(|size| *size <= left && address % *size as u64 == 0).unwrap_or(1),
+        }
+    }
+
+    /// A load of any length. What nobody answers reads as 0, as with QEMU's client.
+    pub fn load(&mut self, mut address: u64, mut bytes: &mut [u8]) {
+        while !bytes.is_empty() {
+            let place = self.place(address);
+            let (now, rest) = bytes.split_at_mut(Self::piece(&place, address, bytes.len()));
+            now.fill(0);
+            match place {
+                // The piece lies in it.
+                Place::Ram(_) => drop(self.ram.read(address, now)),
+                Place::IoApic(offset) => self.ioapic.mmio_read(offset, now),
+                Place::Bar(devfn, bar, offset) => {
+                    if let Some(function) = self.functions.get_mut(&devfn) {
+                        function.load(bar, offset, now);
+                    }
+                }
+                Place::Message(_) | Place::Nothing => {}
+            }
+            address = address.wrapping_add(now.len() as u64);
+            bytes = rest;
+        }
+    }
+
+    /// A store of any length.
+    pub fn store(&mut self, mut address: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let place = self.place(address);
+            let (now, rest) = bytes.split_at(Self::piece(&place, address, bytes.len()));
+            match place {
+                Place::Ram(_) => drop(self.ram.write(address, now)),
+                Place::IoApic(offset) => match self.ioapic.mmio_write(offset, now) {
+                    Effect::None => {}
+                    // There are no resamplers.
+                    Effect::Ended(pins) | Effect::Unmasked(pins) => self.ioapic.reevaluate(ioapic::CHIP, &pins),
+                },
+                Place::Message(offset) => self.message(offset, now),
+                Place::Bar(devfn, bar, offset) => {
+                    if let Some(function) = self.functions.get_mut(&devfn) {
+                        function.store(bar, offset, now);
+                    }
+                }
+                Place::Nothing => {}
+            }
+            address = address.wrapping_add(now.len() as u64);
+            bytes = rest;
+        }
+    }
+
+    /// A store by a CPU, which no remapping unit sees.
+    fn message(&mut self, offset: u64, data: &[u8]) {
+        let nobodys_register = (0x10..APIC_PAGE).contains(&offset);
+        if let (Ok(data), false) = (<[u8; 4]>::try_from(data), nobodys_register) {
+            // What the message became shows in the local APICs.
+            let _ = self.apics.send(&MsiMessage::new(MESSAGES + offset, u32::from_le_bytes(data)));
+        }
+    }
+
+    /// A load from ports. A port that nobody answers reads as ones.
+    pub fn port_load(&mut self, port: u16, bytes: &mut [u8]) {
+        bytes.fill(0xff);
+        match port {
+            CONFIG_ADDRESS if bytes.len() == 4 => bytes.copy_from_slice(&self.config_address.to_le_bytes()),
+            _ => {
+                if let Some((function, offset)) = self.selected(port) {
+                    function.config_read(offset, bytes);
+                }
+            }
+        }
+    }
+
+    /// A store to ports.
+    pub fn port_store(&mut self, port: u16, bytes: &[u8]) {
+        match (port, <[u8; 4]>::try_from(bytes)) {
+            (CONFIG_ADDRESS, Ok(address)) => self.config_address = u32::from_le_bytes(address),
+            _ => {
+                if let Some((function, offset)) = self.selected(port) {
+                    function.config_write(offset, bytes);
+                }
+            }
+        }
+    }
+
+    /// The function and the offset in its configuration space that a data port stands for.
+    fn selected(&mut self, port: u16) -> Option<(&mut Function, usize)> {
+        let byte = port.checked_sub(CONFIG_DATA).filter(|byte| *byte < 4)?;
+        let [register, devfn, bus, enable] = self.config_address.to_le_bytes();
+        let function = self.functions.get_mut(&devfn).filter(|_| bus == 0 && enable & 0x80 != 0)?;
+        Some((function, usize::from(register & 0xfc) + usize::from(byte)))
+    }
+
+    /// Drives a line.
+    pub fn set_line(&mut self, chip: Chip, pin: u16, level: bool) {
+        if self.watched == Some(chip) {
+            if level != (self.levels >> pin & 1 == 1) {
+                self.levels ^= 1 << pin;
+                self.reports.push((pin, level));
+            }
+            return;
+        }
+        match chip {
+            Chip::IoApic => {
+                self.ioapic.set(ioapic::CHIP, pin, LineSource::USER, level);
+            }
+        }
+    }
+
+    /// From now on the lines of `chip` are reported and do not reach it. False if another chip's already are.
+    pub fn watch(&mut self, chip: Chip) -> bool {
+        let free = self.watched.is_none_or(|watched| watched == chip);
+        if free {
+            self.watched = Some(chip);
+        }
+        free
+    }
+
+    /// The changes of watched lines since the last call.
+    pub fn take_watched(&mut self) -> Vec<(u16, bool)> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// Moves time on by so many nanoseconds, or to the next thing that waits for it. Returns what time it is.
+    pub fn step_clock(&mut self, ns: Option<u64>) -> u64 {
+        // Nothing waits: a client cannot start the timer of a local APIC.
+        self.set_clock(self.clock.now_ns().saturating_add(ns.unwrap_or(0)))
+    }
+
+    /// Moves time on to `ns`; it does not go back. Returns what time it is.
+    pub fn set_clock(&mut self, ns: u64) -> u64 {
+        self.clock.advance(ns.saturating_sub(self.clock.now_ns()));
+        self.clock.now_ns()
+    }
+
+    /// An event of an ivshmem device, as its peers raise it.
+    pub fn ivshmem_event(&mut self, devfn: u8, vector: u16) {
+        if let Some(function) = self.functions.get_mut(&devfn) {
+            function.event(vector);
+        }
+    }
+
+    /// What the machine was made of.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The IOAPIC, to be looked at.
+    pub fn ioapic(&self) -> &IoApic {
+        &self.ioapic
+    }
+
+    /// The local APIC of a vCPU, to be looked at.
+    pub fn local(&self, cpu: u32) -> Option<&LocalApic> {
+        self.locals.get(cpu as usize)
+    }
+}
+
+/// As firmware leaves it.
+fn enabled(mut local: LocalApic) -> LocalApic {
+    local.write(16 * slot::SVR as u64, 0x1ff);
+    local
+}
