@@ -139,7 +139,7 @@ impl Irqfds {
         kernel_pins: bool,
     ) -> Self {
         let config = Config { next: 0, sources: BTreeMap::new(), held: BTreeMap::new(), gsis: KernelGsis::from(first) };
-        let words = RouteTable::GSIS.div_ceil(64);
+        let words = table.numbers().div_ceil(64);
         let held = (0..words).map(|_| AtomicU64::new(0)).collect();
         Self { vm, table, dispatcher, heat, routes, kernel_pins, held, config: Mutex::new(config) }
     }
@@ -278,6 +278,8 @@ impl Irqfds {
             fence(Ordering::SeqCst);
             for &(id, gsi) in &batch {
                 promoted += usize::from(self.hand_over(&mut config, id, gsi));
+                // Each one waits for the dispatcher. A guest that wants to mask need not wait for all of them.
+                MutexGuard::bump(&mut config);
             }
         }
         for (_, gsi) in batch {
@@ -296,7 +298,7 @@ impl Irqfds {
         let Some(held) = config.held.get(&gsi) else { return false };
         let open = self.table.open_routes(gsi, held.tag);
         let Some(source) = config.sources.get_mut(&id) else { return false };
-        if open != OpenRoutes::Open(held.routes.clone()) {
+        if open != OpenRoutes::Open(held.routes.clone()) || !matches!(source.place, Place::Watched(_)) {
             return false;
         }
         // Waits until the dispatcher is through with its last event.

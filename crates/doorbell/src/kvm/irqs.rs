@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::Vm;
 use super::chips::{KernelMsi, KernelPins};
 use super::heat::{Heat, Promotion};
 use super::irqfds::{Irqfds, Standing};
 use super::path::KvmPath;
 use super::routes::KernelRoutes;
+use super::{KERNEL_ROUTES, Vm};
 use crate::chips::x86::ioapic::IoApic;
 use crate::delivery::ChipId;
 use crate::gate::Gate;
@@ -28,13 +28,22 @@ const CAP_IRQFD_RESAMPLE: u32 = 82;
 const CAP_MSI_DEVID: u32 = 131;
 
 /// What can be chosen.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct KvmOptions {
     /// When lazy sources go to the kernel.
     pub promotion: Promotion,
     /// How the table behaves where the designs differ.
     pub policy: RoutePolicy,
+}
+
+impl Default for KvmOptions {
+    /// Devices may have four times as many vectors as the kernel's table has routes: what the kernel has no room for stays
+    /// with the dispatcher.
+    fn default() -> Self {
+        let policy = RoutePolicy { loans: 3 * KERNEL_ROUTES, ..RoutePolicy::default() };
+        Self { promotion: Promotion::default(), policy }
+    }
 }
 
 impl KvmOptions {

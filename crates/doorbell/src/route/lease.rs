@@ -10,13 +10,13 @@ use crate::{
     inflight::{Fired, OwnerState, Slot},
 };
 
-const WORDS: usize = RouteTable::GSIS as usize / 64;
-
 /// Which GSIs are lent, routed by the VMM, or kept by it.
 pub(super) struct Leases {
-    lent: [u64; WORDS],
-    /// Not to be lent: routed or reserved.
-    kept: [u64; WORDS],
+    lent: Box<[u64]>,
+    /// Not to be lent: routed or reserved, or no number at all.
+    kept: Box<[u64]>,
+    /// How many numbers there are.
+    numbers: u32,
     /// Reserved for good: the GSIs of pins.
     reserved: u32,
     /// Where the search for a free GSI goes on, so that a GSI given back rests before it is lent again.
@@ -26,9 +26,10 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    pub(super) fn new(reserved: u32) -> Self {
-        let mut leases = Self { lent: [0; WORDS], kept: [0; WORDS], reserved, next: reserved, tag: 0 };
-        for gsi in 0..reserved {
+    pub(super) fn new(numbers: u32, reserved: u32) -> Self {
+        let words = || vec![0; numbers.div_ceil(64) as usize].into_boxed_slice();
+        let mut leases = Self { lent: words(), kept: words(), numbers, reserved, next: reserved, tag: 0 };
+        for gsi in (0..reserved).chain(numbers..numbers.next_multiple_of(64)) {
             set_bit(&mut leases.kept, gsi, true);
         }
         leases
@@ -49,16 +50,16 @@ impl Leases {
 
     /// Takes a free GSI and numbers the loan.
     fn take(&mut self) -> Result<VectorSlot, Error> {
-        let gsi = self.free_from(self.next).or_else(|| self.free_from(0)).ok_or(Error::NoFreeGsi(RouteTable::GSIS))?;
+        let gsi = self.free_from(self.next).or_else(|| self.free_from(0)).ok_or(Error::NoFreeGsi(self.numbers))?;
         set_bit(&mut self.lent, gsi, true);
-        self.next = (gsi + 1) % RouteTable::GSIS;
+        self.next = (gsi + 1) % self.numbers;
         self.tag = self.tag.wrapping_add(1).max(1);
         Ok(VectorSlot { gsi, tag: self.tag })
     }
 
     fn free_from(&self, first: u32) -> Option<u32> {
         let from = first as usize / 64;
-        (from..WORDS).find_map(|at| {
+        (from..self.lent.len()).find_map(|at| {
             let skip = if at == from { (1 << (first % 64)) - 1 } else { 0 };
             let free = !(self.lent[at] | self.kept[at] | skip);
             (free != 0).then(|| at as u32 * 64 + free.trailing_zeros())
@@ -66,7 +67,7 @@ impl Leases {
     }
 }
 
-fn set_bit(bits: &mut [u64; WORDS], gsi: u32, value: bool) {
+fn set_bit(bits: &mut [u64], gsi: u32, value: bool) {
     let bit = 1 << (gsi % 64);
     if value {
         bits[gsi as usize / 64] |= bit;

@@ -53,11 +53,18 @@ pub struct RoutePolicy {
     pub lines: LineCalls,
     /// What is there before the first table.
     pub initial: Initial,
+    /// How many numbers there are beyond [`GSIS`](super::RouteTable::GSIS): they cannot be routed, only be lent to the vectors
+    /// of devices. 0 to [`MOST_LOANS`](Self::MOST_LOANS), beyond which there are no more; each takes some 50 bytes.
+    pub loans: u32,
 }
 
 impl RoutePolicy {
+    /// The most [`loans`](Self::loans): with the table's own GSIs, 65,536 numbers.
+    pub const MOST_LOANS: u32 = 61_440;
+
     /// The merged design: a table of messages and pins; no table, no injection.
-    pub const S2_TABLE: Self = Self { pins: PinRoutes::Settable, lines: LineCalls::Routed, initial: Initial::Empty };
+    pub const S2_TABLE: Self =
+        Self { pins: PinRoutes::Settable, lines: LineCalls::Routed, initial: Initial::Empty, loans: 0 };
     /// As KVM on x86, with the IOAPIC as chip 2.
     pub const KVM_X86: Self = Self { initial: Initial::Identity(2), ..Self::S2_TABLE };
     /// As KVM on Arm: the line call never looks at the table.

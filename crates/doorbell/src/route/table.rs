@@ -36,6 +36,11 @@ impl RouteTable {
     /// How many GSIs a table has, and how many entries (`KVM_MAX_IRQ_ROUTES`).
     pub const GSIS: u32 = 4096;
 
+    /// How many numbers a GSI or a loan can have: [`GSIS`](Self::GSIS) and the policy's [`loans`](RoutePolicy::loans).
+    pub fn numbers(&self) -> u32 {
+        self.cells.len() as u32
+    }
+
     /// A table in front of these controllers.
     pub fn new(msi: Arc<dyn MsiTarget>, pins: Arc<dyn PinInput>, policy: RoutePolicy) -> Self {
         Self::with_bias(msi, pins, policy, None)
@@ -52,13 +57,14 @@ impl RouteTable {
             (Initial::Identity(chip), _) | (_, PinRoutes::Identity(chip)) => u32::from(pins.pins(chip)),
             _ => 0,
         };
+        let numbers = Self::GSIS + policy.loans.min(RoutePolicy::MOST_LOANS);
         let table = Self {
-            cells: (0..Self::GSIS).map(|_| GsiCell::new()).collect(),
+            cells: (0..numbers).map(|_| GsiCell::new()).collect(),
             msi,
             pins,
             policy,
             bias,
-            config: Mutex::new(Config { leases: Leases::new(reserved.min(Self::GSIS)), reverse: Vec::new() }),
+            config: Mutex::new(Config { leases: Leases::new(numbers, reserved.min(Self::GSIS)), reverse: Vec::new() }),
         };
         if let Initial::Identity(chip) = policy.initial {
             let last = table.pins.pins(chip).min(Self::GSIS as u16);

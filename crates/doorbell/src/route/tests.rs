@@ -195,7 +195,8 @@ fn s2_line_goes_through_the_table_and_kvm_arm_does_not() {
 
 #[test]
 fn s2_ident_keeps_pins_and_takes_messages() {
-    let policy = RoutePolicy { pins: PinRoutes::Identity(2), initial: Initial::Identity(2), lines: LineCalls::Routed };
+    let policy =
+        RoutePolicy { pins: PinRoutes::Identity(2), initial: Initial::Identity(2), lines: LineCalls::Routed, loans: 0 };
     let (recorder, table) = table_with(policy, false);
     assert_eq!(refused(table.set(&[pin(30, 2, 4)])), Errno::INVAL);
     assert_eq!(refused(table.set(&[msi(5, 0x41)])), Errno::INVAL);
@@ -343,6 +344,36 @@ fn all_gsis_can_be_lent_and_no_more() {
     assert_eq!(table.lease().unwrap_err().errno(), Errno::NOSPC);
     assert!(!table.release(slots[77]));
     assert_eq!(table.lease().unwrap().gsi, 77);
+}
+
+#[test]
+fn numbers_beyond_the_table_are_lent_and_never_routed() {
+    let (recorder, table) = table_with(RoutePolicy { loans: 100, ..RoutePolicy::default() }, false);
+    assert_eq!(table.numbers(), 4196);
+    let slots: Vec<_> = (0..4196).map(|_| table.lease().unwrap()).collect();
+    assert_eq!(table.lease().unwrap_err().errno(), Errno::NOSPC);
+    let last = slots[4195];
+    assert_eq!(last.gsi, 4195);
+    table.set_message(last, &MsiMessage::new(0xfee0_0000, 0x41)).unwrap();
+    assert_eq!(VectorPath::unmask(&table, last), None);
+    assert_eq!(VectorPath::fire(&table, last), SlotFire::Sent(Delivery::Delivered(1)));
+    assert_eq!(recorder.data(), [0x41]);
+    assert!(!table.release(last));
+    assert_eq!(table.fire(4195), Delivery::Ignored);
+    assert_eq!(refused(table.update(&[msi_update(4195)])), Errno::INVAL);
+    assert_eq!(refused(table.set(&[msi(4096, 1)])), Errno::INVAL);
+    assert_eq!(table.lease().unwrap().gsi, 4195, "free again");
+}
+
+#[test]
+fn there_are_65536_numbers_at_most() {
+    let (_, table) = table_with(RoutePolicy { loans: u32::MAX, ..RoutePolicy::default() }, false);
+    assert_eq!(table.numbers(), 65_536);
+}
+
+fn msi_update(gsi: u32) -> RouteUpdate {
+    let routes = [Route::Msi(MsiMessage::new(0xfee0_0000, 0x42))];
+    RouteUpdate::Set { gsi, routes: GsiRoutes::from_slice(&routes) }
 }
 
 #[test]

@@ -188,3 +188,26 @@ fn an_msix_vector_keeps_its_rules_on_the_kernels_chips() {
     machine.nothing_arrives();
     assert_eq!(counter(&fds[1]), 0);
 }
+
+#[test]
+fn more_vectors_than_the_kernel_has_routes_all_arrive() {
+    let Some(machine) = full(Promotion::Manual) else { return };
+    const VECTORS: usize = 4_200;
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let devices: Vec<_> = (0..VECTORS).map(|at| device(&machine, 0x31 + (at % 64) as u8)).collect();
+
+    // Those of the pins, of the 8259 pair and the IOAPIC, are taken.
+    const PROMOTED: usize = 4_096 - 40;
+    assert_eq!(machine.irqs.promote().unwrap(), PROMOTED);
+    let before = machine.irqs.vm().calls();
+    for at in [0, PROMOTED - 1, PROMOTED, VECTORS - 1] {
+        let (_, slot, fd, _) = &devices[at];
+        assert_eq!(slot.gsi, at as u32);
+        write(fd, 1);
+        machine.dispatch();
+        machine.arrives(0x31 + (at % 64) as u8);
+    }
+    assert_eq!(machine.calls_since(before), Calls { signal_msi: 2, ..Calls::default() }, "two are in the kernel");
+}
