@@ -1,7 +1,11 @@
-//! Any bytes as two guest CPUs' accesses to their local APICs, by the window and by MSRs, with messages from devices.
+//! Any bytes as two guest CPUs' accesses to their local APICs, by the window and by MSRs, with messages from devices and
+//! time that passes.
 #![no_main]
 
-use doorbell::{MsiMessage, MsiTarget, VcpuId, chips::x86::lapic::LocalApic};
+use doorbell::{
+    MsiMessage, MsiTarget, VcpuId,
+    chips::x86::lapic::{LocalApic, TSC_DEADLINE_MSR},
+};
 use doorbell_fuzz::{Machine, Program};
 use libfuzzer_sys::fuzz_target;
 
@@ -22,7 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn step(machine: &mut Machine, program: &mut Program<'_>) -> Option<()> {
     let op = program.byte()?;
-    let Machine { apics, cpus, .. } = machine;
+    let Machine { apics, cpus, clock, .. } = machine;
     let cpu = &mut cpus[usize::from(op >> 7)];
     match op % 16 {
         0..=2 => {
@@ -47,9 +51,18 @@ fn step(machine: &mut Machine, program: &mut Program<'_>) -> Option<()> {
         8 => {
             let _ = cpu.msr_read(0x800 + u32::from(program.byte()?));
         }
-        9 => {
-            let _ = cpu.set_base(program.quad()?);
-        }
+        9 => match op >> 4 & 3 {
+            0 => drop(cpu.set_base(program.quad()?)),
+            1 => {
+                let written = cpu.msr_write(TSC_DEADLINE_MSR, program.quad()?);
+                assert_eq!(cpu.msr_read(TSC_DEADLINE_MSR).is_ok(), written.is_ok());
+            }
+            2 => cpu.set_tsc(program.quad()?),
+            _ => {
+                clock.advance(program.quad()? >> (op >> 2 & 0x10));
+                wait(cpu);
+            }
+        },
         // Any message at all, and one that looks like one.
         10 => {
             let (address, data) = (program.quad()?, program.take()?);
@@ -88,6 +101,22 @@ fn step(machine: &mut Machine, program: &mut Program<'_>) -> Option<()> {
         },
     }
     Some(())
+}
+
+/// A timer expires when it says, and no earlier.
+fn wait(cpu: &mut LocalApic) {
+    match cpu.next_deadline() {
+        Some(at) if at <= cpu.set().clock().now_ns() => assert!(cpu.tick()),
+        Some(_) => assert!(!cpu.tick()),
+        None => {
+            // Stopped, or masked: then nothing comes of it.
+            let before = cpu.save();
+            cpu.tick();
+            assert_eq!((cpu.save().page, cpu.save().events), (before.page, before.events));
+        }
+    }
+    let now = cpu.set().clock().now_ns();
+    assert!(now == u64::MAX || cpu.next_deadline().is_none_or(|at| at > now));
 }
 
 fn check(cpu: &mut LocalApic) {

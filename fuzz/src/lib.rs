@@ -6,8 +6,9 @@ use doorbell::{
     VcpuId,
     chips::x86::{
         ioapic::{IoApic, IoApicOptions, Version},
-        lapic::{ApicOptions, ApicSet, LocalApic},
+        lapic::{ApicOptions, ApicSet, LocalApic, TimerModes, TimerOptions},
     },
+    clock::VirtualClock,
 };
 
 /// Bytes that are taken from the front.
@@ -43,6 +44,8 @@ pub struct Machine {
     pub apics: Arc<ApicSet>,
     /// The vCPUs' halves.
     pub cpus: [LocalApic; 2],
+    /// What their timers go by.
+    pub clock: Arc<VirtualClock>,
     /// The IOAPIC.
     pub ioapic: IoApic,
 }
@@ -56,13 +59,20 @@ impl Machine {
             extended_ids: bit(1),
             no_broadcast_quirk: bit(2),
             eoi_suppression: bit(3),
+            timer: TimerOptions {
+                modes: if bit(6) { TimerModes::Periodic } else { TimerModes::TscDeadline },
+                min_period_ns: if bit(7) { 0 } else { 200_000 },
+                tsc_hz: 2_500_000_000,
+                ..TimerOptions::default()
+            },
             ..ApicOptions::default()
         };
-        let apics = ApicSet::new(2, Arc::new(()), apic_options);
+        let clock = Arc::new(VirtualClock::default());
+        let apics = ApicSet::with_clock(&[0, 1], Arc::new(()), clock.clone(), apic_options).expect("distinct ids");
         let version = if bit(4) { Version::V11 } else { Version::V20 };
         let ioapic_options = IoApicOptions { version, storm_guard: bit(5), ..IoApicOptions::default() };
         let target: Arc<dyn doorbell::MsiTarget> = apics.clone();
         let cpus = [0, 1].map(|vcpu| apics.local(VcpuId(vcpu)).expect("each half is taken once"));
-        Self { cpus, ioapic: IoApic::new(target, ioapic_options), apics }
+        Self { cpus, clock, ioapic: IoApic::new(target, ioapic_options), apics }
     }
 }

@@ -9,7 +9,19 @@ use std::{
 pub trait Clock: Send + Sync {
     /// Nanoseconds since some fixed moment.
     fn now_ns(&self) -> u64;
+
+    /// A time-stamp counter of `hz` ticks in a second, now; it wraps.
+    ///
+    /// The default counts from this clock's 0. Where guests read the counter of the real CPU, this must be that counter,
+    /// so that their deadlines are judged by what they see.
+    fn tsc(&self, hz: u64) -> u64 {
+        // Without its upper half: it wraps, as the register does.
+        (u128::from(self.now_ns()) * u128::from(hz) / u128::from(NS_PER_SECOND)) as u64
+    }
 }
+
+/// Nanoseconds in a second.
+pub const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// The host's monotonic clock, from the moment this was made.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +54,7 @@ impl Clock for RealClock {
 /// let clock = VirtualClock::default();
 /// clock.advance(1_000);
 /// assert_eq!(clock.now_ns(), 1_000);
+/// assert_eq!(clock.tsc(2_500_000_000), 2_500, "2.5 GHz");
 /// ```
 #[derive(Debug, Default)]
 pub struct VirtualClock(AtomicU64);
@@ -73,5 +86,17 @@ mod tests {
         }
         assert!(real.now_ns() > start);
         assert_eq!(virtual_time.now_ns(), 0);
+    }
+
+    #[test]
+    fn a_time_stamp_counter_counts_whole_ticks_and_wraps() {
+        let clock = VirtualClock::default();
+        clock.advance(999_999_999);
+        assert_eq!((clock.tsc(1), clock.tsc(2), clock.tsc(NS_PER_SECOND)), (0, 1, 999_999_999));
+        clock.advance(1);
+        assert_eq!((clock.tsc(1), clock.tsc(3_000_000_000)), (1, 3_000_000_000));
+        clock.advance(u64::MAX - NS_PER_SECOND);
+        // 2 (2^64 - 1), which is 2 less than 2^65.
+        assert_eq!(clock.tsc(2 * NS_PER_SECOND), u64::MAX - 1);
     }
 }

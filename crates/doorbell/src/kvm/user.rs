@@ -6,6 +6,7 @@
 //!     match cpu.before_entry(&mut port)? {
 //!         Entry::Run => kick.enter(|| KVM_RUN), then pass loads and stores to mmio_read and mmio_write, HLT to halt
 //!         Entry::Sleep => kick.sleep(),
+//!         // Both no longer than until cpu.next_deadline(): by then, somebody calls kick.kick().
 //!         Entry::Init | Entry::StartUp(_) => set the registers that the architecture says
 //!     }
 //! }
@@ -95,6 +96,7 @@ impl UserCpu {
         if let Some(entered) = self.entered.take() {
             self.follow_registers(port, entered);
         }
+        self.apic.tick();
         let work = self.apic.arm();
         if work.init {
             self.apic.take_init();
@@ -146,6 +148,12 @@ impl UserCpu {
         }
     }
 
+    /// When the vCPU must be back in [`before_entry`](Self::before_entry) at the latest, for its timer:
+    /// [`LocalApic::next_deadline`]. Read after each entry's exit, as the guest may have set it.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.apic.next_deadline()
+    }
+
     /// The guest executed HLT.
     pub fn halt(&mut self) {
         self.halted = true;
@@ -178,7 +186,7 @@ impl UserCpu {
         true
     }
 
-    /// A guest's RDMSR of 0x800 to 0x8ff, where the VM hands these to user space (`KVM_CAP_X86_USER_SPACE_MSR`).
+    /// A guest's RDMSR of 0x6e0 or 0x800 to 0x8ff, where the VM hands these to user space (`KVM_CAP_X86_USER_SPACE_MSR`).
     ///
     /// # Errors
     /// #GP.
@@ -186,7 +194,7 @@ impl UserCpu {
         self.apic.msr_read(msr)
     }
 
-    /// A guest's WRMSR to 0x800 to 0x8ff.
+    /// A guest's WRMSR to one of these.
     ///
     /// # Errors
     /// #GP.

@@ -11,12 +11,14 @@ use crate::{
         ioapic::{CHIP, INDEX, IoApic, IoApicOptions, WINDOW},
         lapic::{ApicOptions, ApicSet, LocalApic},
     },
+    clock::VirtualClock,
     manager::{IrqManager, SoftOptions},
     pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool, msix::registers::MessageControl},
     route::{Route, RouteEntry, RoutePolicy},
 };
 
 struct Machine {
+    clock: Arc<VirtualClock>,
     irqs: IrqManager,
     ioapic: Arc<IoApic>,
     cpus: Vec<LocalApic>,
@@ -24,7 +26,8 @@ struct Machine {
 }
 
 fn machine() -> Machine {
-    let apics = ApicSet::new(2, Arc::new(()), ApicOptions::default());
+    let clock = Arc::new(VirtualClock::default());
+    let apics = ApicSet::with_clock(&[0, 1], Arc::new(()), clock.clone(), ApicOptions::default()).unwrap();
     let mut cpus: Vec<LocalApic> = (0..2).filter_map(|cpu| apics.local(VcpuId(cpu))).collect();
     for cpu in &mut cpus {
         cpu.write(0xf0, 0x1ff);
@@ -34,7 +37,7 @@ fn machine() -> Machine {
     let irqs = IrqManager::soft(options).unwrap();
     let pool = VectorPool::new(irqs.vectors());
     let msix = MsixTable::new(InjectorMask::new(&pool, 4, InjectorOptions::default()).unwrap()).unwrap();
-    Machine { irqs, ioapic, cpus, msix }
+    Machine { clock, irqs, ioapic, cpus, msix }
 }
 
 impl Machine {
@@ -94,6 +97,13 @@ fn busy() -> Machine {
     for vector in [1, 2] {
         machine.msix.strategy().vector(vector).unwrap().fire();
     }
+    // CPU 0 counts 1 ms over and over, CPU 1 waits for its time-stamp counter; both have 0.6 ms to go.
+    machine.cpus[0].write(0x3e0, 0xb);
+    machine.cpus[0].write(0x320, 0x2_0071);
+    machine.cpus[0].write(0x380, 1_000_000);
+    machine.cpus[1].write(0x320, 0x4_0072);
+    machine.cpus[1].msr_write(0x6e0, 1_000_000).unwrap();
+    machine.clock.advance(400_000);
     machine
 }
 
@@ -109,6 +119,12 @@ fn a_machine_in_flight_goes_on_where_it_was() {
     assert_eq!(restored.taken(1), [0x62, 0x42], "pending behind their masks");
     restored.irqs.irq_line(9, false);
     assert_eq!(restored.taken(0), [0x51], "the level line that was up is sent once and then low");
+    for (ns, taken) in [(599_999, [false, false]), (1, [true, true]), (999_999, [false, false]), (1, [true, false])] {
+        restored.clock.advance(ns);
+        assert_eq!([0, 1].map(|cpu: usize| restored.cpus[cpu].tick()), taken);
+        let expected = [0, 1].map(|cpu: usize| if taken[cpu] { vec![0x71 + cpu as u8] } else { vec![] });
+        assert_eq!([restored.taken(0), restored.taken(1)], expected, "the timers go on as if nothing had happened");
+    }
 }
 
 #[test]
@@ -121,7 +137,7 @@ fn bytes_of_another_kind_are_refused_in_words() {
         Snapshot::from_bytes(&bytes).unwrap_err().to_string()
     };
     assert!(with(0, b'D').contains("does not begin with the word doorbell"));
-    assert!(with(8, 2).contains("version 2"), "{}", with(8, 2));
+    assert!(with(8, 99).contains("version 99"), "{}", with(8, 99));
     assert!(Snapshot::from_bytes(&good[..5]).unwrap_err().to_string().contains("5 bytes are too few"));
     assert!(Snapshot::from_bytes(&good[..good.len() - 1]).is_err());
     assert!(Snapshot::from_bytes(&[&good[..], b"x"].concat()).unwrap_err().to_string().contains("1 bytes behind"));

@@ -1,7 +1,7 @@
 //! The local APICs: [`ApicSet`], the half that anyone may send to, and [`LocalApic`], the half that a vCPU's thread owns.
 //!
 //! Answers are KVM's (spec: x86, rows L1 to L10; routing, rows Q1 to Q9); where KVM departs from the manual (Intel SDM
-//! volume 3, chapter 11), [`ApicOptions::strict`] follows the manual. The timer's registers are there, the timer is not.
+//! volume 3, chapter 11), [`ApicOptions::strict`] follows the manual.
 //!
 //! A sender sets a bit in IRR and, if the vCPU has armed, wakes it. A vCPU arms before it sleeps or enters the guest:
 //!
@@ -23,6 +23,43 @@
 //! assert_eq!(cpu.acknowledge(), None, "in service");
 //! assert!(!cpu.eoi().unwrap().level, "nothing to tell the IOAPIC");
 //! ```
+//!
+//! The timer has no thread. A vCPU's loop asks for [`next_deadline`](LocalApic::next_deadline), sleeps no longer than
+//! that, and lets the timer [`tick`](LocalApic::tick) before it looks at what there is. While it runs the guest, something
+//! must bring it back by then: a timer signal, or whatever else the VMM wakes its vCPUs by.
+//!
+//! ```
+//! use doorbell::chips::x86::lapic::{ApicOptions, ApicSet, LocalApic};
+//! use doorbell::VcpuId;
+//! use std::{sync::Arc, thread, time::Duration};
+//!
+//! /// Waits for the next interrupt, as a halted CPU does.
+//! fn wait(cpu: &mut LocalApic) -> u8 {
+//!     let clock = Arc::clone(cpu.set());
+//!     loop {
+//!         cpu.disarm();
+//!         cpu.tick();
+//!         // From here on a sender calls the kick, and `park` below returns at once.
+//!         if !cpu.arm().is_idle() {
+//!             cpu.disarm();
+//!             return cpu.acknowledge().unwrap();
+//!         }
+//!         match cpu.next_deadline() {
+//!             None => thread::park(),
+//!             Some(at) => thread::park_timeout(Duration::from_nanos(at.saturating_sub(clock.clock().now_ns()))),
+//!         }
+//!     }
+//! }
+//!
+//! let vcpu_thread = thread::current();
+//! let apics = ApicSet::new(1, Arc::new(move |_: VcpuId| vcpu_thread.unpark()), ApicOptions::default());
+//! let mut cpu = apics.local(VcpuId(0)).unwrap();
+//! cpu.write(0xf0, 0x1ff); // software enable
+//! cpu.write(0x3e0, 0xb); // the bus clock, undivided
+//! cpu.write(0x320, 0x42); // one-shot, vector 0x42
+//! cpu.write(0x380, 1_000_000); // 1 ms
+//! assert_eq!(wait(&mut cpu), 0x42);
+//! ```
 
 mod access;
 mod interrupt;
@@ -38,14 +75,17 @@ mod shared;
 mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod timer;
 
 pub use access::GeneralProtection;
 pub use local::{Eoi, LocalApic, Work};
 pub use registers::{
-    ApicBase, DeliveryMode, Esr, Icr, LvtEntry, MessageAddress, MessageData, Shorthand, Svr, VersionRegister, slot,
+    ApicBase, DeliveryMode, DivideConfiguration, Esr, Icr, LvtEntry, MessageAddress, MessageData, Shorthand, Svr,
+    TimerMode, VersionRegister, slot,
 };
 pub use set::ApicSet;
 pub use state::{LAPIC_PAGE, LocalApicState};
+pub use timer::{TSC_DEADLINE_MSR, TimerModes, TimerOptions, TimerState};
 
 /// How the local APICs of a machine behave.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +103,8 @@ pub struct ApicOptions {
     pub eoi_suppression: bool,
     /// How wide physical addresses are, in bits, 36 to 52.
     pub physical_address_bits: u32,
+    /// The timers.
+    pub timer: TimerOptions,
 }
 
 impl Default for ApicOptions {
@@ -74,6 +116,7 @@ impl Default for ApicOptions {
             no_broadcast_quirk: false,
             eoi_suppression: false,
             physical_address_bits: 46,
+            timer: TimerOptions::default(),
         }
     }
 }

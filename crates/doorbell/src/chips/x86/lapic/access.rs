@@ -3,6 +3,7 @@
 use super::{
     local::{Eoi, LocalApic},
     registers::{ApicBase, Esr, Icr, LvtEntry, Svr, VersionRegister, slot},
+    timer::{TSC_DEADLINE_MSR, TimerModes},
 };
 
 /// A guest's access that raises #GP.
@@ -42,6 +43,7 @@ impl LocalApic {
     /// #GP for reserved bits and x2APIC without enable.
     pub fn restore_base(&mut self, value: u64) -> Result<(), GeneralProtection> {
         let (old, new) = (self.base, self.check_base(value)?);
+        self.tick();
         self.base = new;
         if self.set.options().strict && old.enabled() && !new.enabled() {
             // Section 11.4.3: as after power-on. KVM keeps its registers.
@@ -127,13 +129,14 @@ impl LocalApic {
         self.write(offset, value)
     }
 
-    /// RDMSR of IA32_APIC_BASE or an x2APIC register.
+    /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
     ///
     /// # Errors
-    /// #GP outside x2APIC mode, and for registers that do not exist or cannot be read.
+    /// #GP for x2APIC registers outside that mode, and for registers that do not exist or cannot be read.
     pub fn msr_read(&mut self, msr: u32) -> Result<u64, GeneralProtection> {
         match msr {
             ApicBase::MSR => Ok(self.base.into_bits()),
+            TSC_DEADLINE_MSR if self.has_tsc_deadline() => Ok(self.tsc_deadline()),
             FIRST_MSR..=LAST_MSR if self.base.x2apic() => match (msr - FIRST_MSR) as usize {
                 slot::ICR => Ok(u64::from(self.x2apic_icr_high) << 32 | u64::from(self.registers[slot::ICR])),
                 slot::DFR | slot::ICR_HIGH | slot::ARBITRATION => Err(GeneralProtection),
@@ -143,13 +146,17 @@ impl LocalApic {
         }
     }
 
-    /// WRMSR of IA32_APIC_BASE or an x2APIC register.
+    /// WRMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
     ///
     /// # Errors
-    /// #GP outside x2APIC mode, for registers that do not exist or cannot be written, and for reserved bits.
+    /// #GP for x2APIC registers outside that mode, for registers that do not exist or cannot be written, and for reserved bits.
     pub fn msr_write(&mut self, msr: u32, value: u64) -> Result<Option<Eoi>, GeneralProtection> {
         match msr {
             ApicBase::MSR => self.set_base(value).map(|()| None),
+            TSC_DEADLINE_MSR if self.has_tsc_deadline() => {
+                self.set_tsc_deadline(value);
+                Ok(None)
+            }
             FIRST_MSR..=LAST_MSR if self.base.x2apic() => {
                 let register = (msr - FIRST_MSR) as usize;
                 if register == slot::ICR {
@@ -168,6 +175,12 @@ impl LocalApic {
             }
             _ => Err(GeneralProtection),
         }
+    }
+
+    /// By the manual, the MSR is there if CPUID says so; KVM always has it, and without that mode it does nothing.
+    fn has_tsc_deadline(&self) -> bool {
+        let options = self.set.options();
+        !options.strict || options.timer.modes == TimerModes::TscDeadline
     }
 
     fn write_icr(&mut self, value: u64) -> Result<(), GeneralProtection> {
@@ -199,8 +212,8 @@ impl LocalApic {
             slot::ISR..slot::TMR => Some(part(self.isr, slot::ISR)),
             slot::TMR..slot::IRR => Some(part(self.shared().tmr(), slot::TMR)),
             slot::IRR..slot::ESR => Some(part(self.shared().irr(), slot::IRR)),
-            // The timer does not run.
-            slot::ARBITRATION | slot::TIMER_CURRENT => Some(0),
+            slot::ARBITRATION => Some(0),
+            slot::TIMER_CURRENT => Some(self.current_count()),
             slot::ID
             | slot::VERSION
             | slot::TPR
@@ -226,8 +239,8 @@ impl LocalApic {
             slot::ESR if x2apic && value != 0 => return Err(GeneralProtection),
             slot::ESR => self.registers[register] = self.shared().take_errors(),
             slot::LVT_TIMER..=slot::LVT_ERROR => self.write_lvt(register, value),
-            slot::TIMER_INITIAL => self.registers[register] = value,
-            slot::TIMER_DIVIDE => self.registers[register] = value & 0xb,
+            slot::TIMER_INITIAL => self.write_initial_count(value),
+            slot::TIMER_DIVIDE => self.write_divide_configuration(value),
             slot::SELF_IPI if x2apic && value <= 0xff => {
                 let icr = Icr::new().with_vector(value as u8).with_shorthand(super::Shorthand::This);
                 self.send(icr, 0);
@@ -254,6 +267,7 @@ impl LocalApic {
             .with_enabled(true)
             .with_focus(true)
             .with_suppress_eoi_broadcast(version.can_suppress_eoi_broadcast());
+        self.tick();
         self.registers[slot::SVR] = value.into_bits() & implemented.into_bits();
         if !value.enabled() {
             for register in slot::LVT_TIMER..=slot::LVT_ERROR {
@@ -265,13 +279,19 @@ impl LocalApic {
 
     fn write_lvt(&mut self, register: usize, value: u32) {
         let mut kept = 0;
-        let mut writable = LvtEntry::implemented(register);
+        let mut writable = match register {
+            slot::LVT_TIMER => self.set.options().timer.entry_bits(),
+            _ => LvtEntry::implemented(register),
+        };
         if self.set.options().strict {
             kept = self.registers[register] & LvtEntry::READ_ONLY;
             writable &= !LvtEntry::READ_ONLY;
         }
         let entry = LvtEntry::from_bits(value & writable | kept);
         let masked = entry.masked() || !self.svr().enabled();
-        self.registers[register] = entry.with_masked(masked).into_bits();
+        match (register, entry.with_masked(masked)) {
+            (slot::LVT_TIMER, entry) => self.write_timer_entry(entry),
+            (_, entry) => self.registers[register] = entry.into_bits(),
+        }
     }
 }

@@ -8,6 +8,7 @@ use super::{
     map::Config,
     registers::{ApicBase, DeliveryMode, Esr, LvtEntry, Shorthand, Svr, VersionRegister, slot},
     shared::{Events, Shared},
+    timer::Timer,
 };
 use crate::{Delivery, VcpuId};
 
@@ -58,6 +59,7 @@ pub struct LocalApic {
     /// The high half of the ICR in x2APIC mode, which does not share the one of xAPIC mode.
     pub(super) x2apic_icr_high: u32,
     pub(super) isr: [u64; 4],
+    pub(super) timer: Timer,
     /// Between INIT and SIPI.
     pub(super) waits_for_sipi: bool,
     /// What the others were told last.
@@ -85,6 +87,7 @@ impl LocalApic {
             registers: [0; slot::COUNT],
             x2apic_icr_high: 0,
             isr: [0; 4],
+            timer: Timer::default(),
             waits_for_sipi: false,
             told: Config::new(),
         };
@@ -114,7 +117,9 @@ impl LocalApic {
 
     /// What INIT does: everything but the id and the mode.
     fn init(&mut self) {
-        let Self { set, index: _, id: _, base, registers, x2apic_icr_high, isr, waits_for_sipi: _, told: _ } = self;
+        self.stop_timer();
+        let Self { set, index: _, id: _, base, registers, x2apic_icr_high, isr, timer: _, waits_for_sipi: _, told: _ } =
+            self;
         let x2apic = base.x2apic();
         for (register, value) in registers.iter_mut().enumerate() {
             *value = match register {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Delivery, MsiMessage, MsiTarget, VcpuId};
+use crate::{Delivery, MsiMessage, MsiTarget, VcpuId, clock::VirtualClock};
 
 const CPUS: usize = 4;
 
@@ -386,15 +386,20 @@ proptest! {
         strict: bool,
         stores in prop::collection::vec((any::<bool>(), 0u32..0x140, any::<u64>(), 0..CPUS), 1..100),
     ) {
-        let set = ApicSet::new(CPUS as u32, Arc::new(()), ApicOptions { strict, ..ApicOptions::default() });
+        let (clock, ids) = (Arc::new(VirtualClock::default()), Vec::from_iter(0..CPUS as u32));
+        let options = ApicOptions { strict, ..ApicOptions::default() };
+        let set = ApicSet::with_clock(&ids, Arc::new(()), clock.clone(), options).unwrap();
         let mut cpus: Vec<_> = (0..CPUS as u32).map(|vcpu| set.local(VcpuId(vcpu)).unwrap()).collect();
         for (msr, register, value, cpu) in stores {
             let cpu = &mut cpus[cpu];
             match (msr, register) {
+                (true, 0x130..) => drop(cpu.msr_write(TSC_DEADLINE_MSR, value)),
                 (true, 0x100..) => drop(cpu.set_base(0xfee0_0000 | value & 0xf00)),
                 (true, _) => drop(cpu.msr_write(0x800 + register, if value & 1 == 0 { value >> 1 & 0xffff_ffff } else { value })),
                 (false, _) => drop(cpu.write(u64::from(register) * 16, value as u32)),
             }
+            clock.advance(value >> 32);
+            cpu.tick();
             cpu.next();
             cpu.acknowledge();
             let state = cpu.save();

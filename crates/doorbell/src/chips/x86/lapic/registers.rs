@@ -158,6 +158,58 @@ pub struct VersionRegister {
     __: u8,
 }
 
+/// How the timer counts (section 11.5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TimerMode {
+    /// Once.
+    OneShot = 0,
+    /// Over and over.
+    Periodic = 1,
+    /// Until the time-stamp counter reaches IA32_TSC_DEADLINE.
+    TscDeadline = 2,
+    /// Reserved; as in KVM, nothing can be started in it.
+    Reserved = 3,
+}
+
+impl TimerMode {
+    const fn into_bits(self) -> u8 {
+        self as u8
+    }
+
+    const fn from_bits(bits: u8) -> Self {
+        match bits & 3 {
+            0 => Self::OneShot,
+            1 => Self::Periodic,
+            2 => Self::TscDeadline,
+            _ => Self::Reserved,
+        }
+    }
+}
+
+/// The timer's divide configuration (section 11.5.4).
+#[bitfield(u32)]
+pub struct DivideConfiguration {
+    #[bits(2)]
+    low: u8,
+    __: bool,
+    high: bool,
+    #[bits(28)]
+    __: u32,
+}
+
+impl DivideConfiguration {
+    /// The bits that there are.
+    pub const IMPLEMENTED: u32 = Self::new().with_low(3).with_high(true).into_bits();
+
+    /// What the bus clock is divided by: 1 to 128, a power of two.
+    pub const fn divisor(self) -> u32 {
+        let exponent = self.low() as u32 | (self.high() as u32) << 2;
+        // 0 is 2, 6 is 128, and 7 is 1.
+        1 << ((exponent + 1) & 7)
+    }
+}
+
 /// An entry of the local vector table (section 11.5.1).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
@@ -178,9 +230,9 @@ pub struct LvtEntry {
     pub level: bool,
     /// Masked.
     pub masked: bool,
-    /// Of the timer: 0 one-shot, 1 periodic, 2 TSC deadline.
+    /// Of the timer.
     #[bits(2)]
-    pub timer_mode: u8,
+    pub timer_mode: TimerMode,
     #[bits(13)]
     __: u16,
 }
@@ -188,6 +240,8 @@ pub struct LvtEntry {
 impl LvtEntry {
     /// The bits that the manual makes read-only.
     pub const READ_ONLY: u32 = Self::new().with_delivery_status(true).with_remote_irr(true).into_bits();
+    /// The bits of the timer's mode.
+    pub(super) const TIMER_MODE: u32 = Self::new().with_timer_mode(TimerMode::Reserved).into_bits();
     const PLAIN: Self = Self::new().with_vector(0xff).with_delivery_status(true).with_masked(true);
     const WITH_MODE: Self = Self::PLAIN.with_delivery_mode(DeliveryMode::ExtInt);
     const PIN: Self = Self::WITH_MODE.with_active_low(true).with_remote_irr(true).with_level(true);
@@ -195,7 +249,7 @@ impl LvtEntry {
     /// The bits that the entry in register `slot` has; 0 if there is no entry.
     pub const fn implemented(slot: usize) -> u32 {
         match slot {
-            slot::LVT_TIMER => Self::PLAIN.with_timer_mode(3).into_bits(),
+            slot::LVT_TIMER => Self::PLAIN.into_bits() | Self::TIMER_MODE,
             slot::LVT_ERROR => Self::PLAIN.into_bits(),
             slot::LVT_THERMAL | slot::LVT_PERFORMANCE => Self::WITH_MODE.into_bits(),
             slot::LVT_LINT0 | slot::LVT_LINT1 => Self::PIN.into_bits(),

@@ -12,7 +12,10 @@ use super::{
     shared::{Events, Shared},
 };
 use crate::{
-    Delivery, Error, Kick, MsiMessage, MsiTarget, Target, VcpuId, chips::x86::ioapic::RtcTargets, sync::Ordering,
+    Delivery, Error, Kick, MsiMessage, MsiTarget, Target, VcpuId,
+    chips::x86::ioapic::RtcTargets,
+    clock::{Clock, RealClock},
+    sync::Ordering,
 };
 
 const X2APIC_BROADCAST: u32 = u32::MAX;
@@ -25,6 +28,7 @@ const XAPIC_BROADCAST: u32 = 0xff;
 pub struct ApicSet {
     options: ApicOptions,
     kick: Arc<dyn Kick>,
+    clock: Arc<dyn Clock>,
     pub(super) cpus: Box<[Shared]>,
     map: Map,
     /// The map lock, last in the lock order: taken by a vCPU that changes its id, its destination format or its enable
@@ -42,17 +46,30 @@ impl std::fmt::Debug for ApicSet {
 type Source = Option<(usize, bool)>;
 
 impl ApicSet {
-    /// `vcpus` APICs with the x2APIC ids 0, 1, 2…
+    /// `vcpus` APICs with the x2APIC ids 0, 1, 2…, whose timers go by the host's clock.
     pub fn new(vcpus: u32, kick: Arc<dyn Kick>, options: ApicOptions) -> Arc<Self> {
         let ids: Vec<u32> = (0..vcpus).collect();
-        Self::build(&ids, kick, options)
+        Self::build(&ids, kick, Arc::new(RealClock::new()), options)
     }
 
-    /// APICs with these x2APIC ids; vCPU n has the n-th.
+    /// APICs with these x2APIC ids; vCPU n has the n-th. Their timers go by the host's clock.
+    ///
+    /// # Errors
+    /// As [`with_clock`](Self::with_clock).
+    pub fn with_ids(ids: &[u32], kick: Arc<dyn Kick>, options: ApicOptions) -> Result<Arc<Self>, Error> {
+        Self::with_clock(ids, kick, Arc::new(RealClock::new()), options)
+    }
+
+    /// APICs with these x2APIC ids; vCPU n has the n-th. Their timers go by `clock`.
     ///
     /// # Errors
     /// If two are the same or one is above [`MAX_ID`](Self::MAX_ID).
-    pub fn with_ids(ids: &[u32], kick: Arc<dyn Kick>, options: ApicOptions) -> Result<Arc<Self>, Error> {
+    pub fn with_clock(
+        ids: &[u32],
+        kick: Arc<dyn Kick>,
+        clock: Arc<dyn Clock>,
+        options: ApicOptions,
+    ) -> Result<Arc<Self>, Error> {
         let mut sorted = ids.to_vec();
         sorted.sort_unstable();
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -63,21 +80,26 @@ impl ApicSet {
             Some(&last) if last > Self::MAX_ID => {
                 Err(Error::Invalid { what: "APIC id", value: u64::from(last), allowed: "0 to 32767" })
             }
-            _ => Ok(Self::build(ids, kick, options)),
+            _ => Ok(Self::build(ids, kick, clock, options)),
         }
     }
 
     /// The highest x2APIC id; 15 bits of a [`Target`] hold it.
     pub const MAX_ID: u32 = 0x7fff;
 
-    fn build(ids: &[u32], kick: Arc<dyn Kick>, options: ApicOptions) -> Arc<Self> {
+    fn build(ids: &[u32], kick: Arc<dyn Kick>, clock: Arc<dyn Clock>, options: ApicOptions) -> Arc<Self> {
         let cpus = ids.iter().map(|_| Shared::new()).collect();
-        Arc::new(Self { options, kick, cpus, map: Map::new(ids), map_lock: Mutex::new(()) })
+        Arc::new(Self { options, kick, clock, cpus, map: Map::new(ids), map_lock: Mutex::new(()) })
     }
 
     /// How it was built.
     pub fn options(&self) -> &ApicOptions {
         &self.options
+    }
+
+    /// What the timers go by.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
     }
 
     /// How many vCPUs there are.

@@ -2,8 +2,9 @@
 
 use super::{
     local::LocalApic,
-    registers::{Esr, slot},
+    registers::{Esr, LvtEntry, slot},
     shared::Events,
+    timer::TimerState,
 };
 use crate::Error;
 
@@ -27,6 +28,8 @@ pub struct LocalApicState {
     pub errors: u32,
     /// Between INIT and SIPI.
     pub waits_for_sipi: bool,
+    /// The timer, to the nanosecond. The page has its registers.
+    pub timer: TimerState,
 }
 
 fn register_of(page: &[u8; LAPIC_PAGE], register: usize) -> u32 {
@@ -56,7 +59,7 @@ impl LocalApic {
         words(slot::TMR, self.shared().tmr());
         words(slot::IRR, self.shared().irr());
         registers[slot::PPR] = u32::from(self.ppr());
-        registers[slot::TIMER_CURRENT] = 0;
+        registers[slot::TIMER_CURRENT] = self.current_count();
         if self.base.x2apic() {
             registers[slot::ICR_HIGH] = self.x2apic_icr_high;
         }
@@ -74,6 +77,9 @@ impl LocalApic {
     /// What `KVM_SET_LAPIC` does: the registers as they are given, apart from the version, and in x2APIC mode the id and
     /// the logical id. The bytes between the registers, which KVM keeps, are not kept.
     ///
+    /// A timer goes on from its current count. As in KVM, a one-shot count that is at 0 ends at once even if it has ended
+    /// before, and IA32_TSC_DEADLINE is not in the page; [`restore`](Self::restore) knows better.
+    ///
     /// # Errors
     /// [`Error::Invalid`] for another id than this APIC's in x2APIC mode with
     /// [`extended_ids`](super::ApicOptions::extended_ids). As in KVM, the spurious-interrupt vector register has been
@@ -85,7 +91,7 @@ impl LocalApic {
             self.tell();
             return Err(Error::Invalid { what: "x2APIC id", value: u64::from(id), allowed: "this APIC's own" });
         }
-        let version = self.registers[slot::VERSION];
+        let (version, timer_mode) = (self.registers[slot::VERSION], self.timer_mode());
         for (register, value) in self.registers.iter_mut().enumerate() {
             *value = register_of(page, register);
         }
@@ -100,20 +106,32 @@ impl LocalApic {
         }
         self.isr = words_of(page, slot::ISR);
         self.shared().set_vectors(words_of(page, slot::IRR), words_of(page, slot::TMR));
+        self.restart_timer(timer_mode, register_of(page, slot::TIMER_CURRENT));
         self.tell();
         Ok(())
     }
 
     /// Everything, for [`restore`](Self::restore).
     pub fn save(&self) -> LocalApicState {
-        let Self { set: _, index: _, id: _, base, registers: _, x2apic_icr_high: _, isr: _, waits_for_sipi, told: _ } =
-            self;
+        let Self {
+            set: _,
+            index: _,
+            id: _,
+            base,
+            registers: _,
+            x2apic_icr_high: _,
+            isr: _,
+            timer: _,
+            waits_for_sipi,
+            told: _,
+        } = self;
         LocalApicState {
             base: base.into_bits(),
             page: self.page().to_vec(),
             events: self.shared().events().into_bits(),
             errors: self.shared().errors(),
             waits_for_sipi: *waits_for_sipi,
+            timer: self.timer_state(),
         }
     }
 
@@ -122,7 +140,7 @@ impl LocalApic {
     /// # Errors
     /// [`Error::Snapshot`] if no APIC can be in that state; nothing is changed then.
     pub fn restore(&mut self, state: &LocalApicState) -> Result<(), Error> {
-        let LocalApicState { base, page, events, errors, waits_for_sipi } = state;
+        let LocalApicState { base, page, events, errors, waits_for_sipi, timer } = state;
         let page: &[u8; LAPIC_PAGE] = page
             .as_slice()
             .try_into()
@@ -141,8 +159,13 @@ impl LocalApic {
         if errors & !Esr::KNOWN != 0 {
             return invalid("unknown errors", *errors);
         }
+        let entry = LvtEntry::from_bits(register_of(page, slot::LVT_TIMER) & self.set.options().timer.entry_bits());
+        Self::check_timer(timer, entry, register_of(page, slot::TIMER_INITIAL))?;
         self.base = new_base;
+        // A change of the mode would stop the timer and clear its initial count.
+        self.registers[slot::LVT_TIMER] = register_of(page, slot::LVT_TIMER);
         self.set_page(page)?;
+        self.restore_timer(timer);
         self.shared().set_events(Events::from_bits(*events), *errors);
         self.waits_for_sipi = *waits_for_sipi;
         Ok(())
