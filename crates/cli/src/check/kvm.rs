@@ -1,15 +1,15 @@
 //! `doorbell check kvm`: the same random programs of calls on the kernel's KVM and on doorbell.
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Parser;
 use doorbell::kvm::abi::{Kvm, bind_to_this_cpu};
 use doorbell::kvm_abi::{Errno, types::CAP_X86_SMM};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::failure::Failure;
+use super::{progress, shard, shrink};
 use crate::run::stop;
 
 mod call;
@@ -19,13 +19,12 @@ mod cripple;
 mod machines;
 mod program;
 mod report;
-mod shrink;
 mod side;
 mod soft;
 
 use compare::Pair;
 use cripple::Fault;
-use report::{Failure, Report};
+use report::Report;
 use side::Side;
 
 /// The fewest calls that a program may have.
@@ -87,14 +86,6 @@ pub struct Args {
     itself: bool,
 }
 
-fn shard(text: &str) -> Result<(u64, u64), String> {
-    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-    match parts {
-        Some((i, n)) if i < n => Ok((i, n)),
-        _ => Err(format!("`{text}` is not I/N with I below N, such as 0/2")),
-    }
-}
-
 /// Runs the command.
 pub fn main(args: Args) -> ExitCode {
     let kvm = match Kvm::open() {
@@ -151,7 +142,7 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
         report.coverage.begin();
         match pair.run(&program.calls, Some(&mut report.coverage))? {
             None => report.passed += 1,
-            Some(found) => report.failures.push(failure(&mut pair, &program, found)?),
+            Some(found) => report.failures.push(failure(&mut pair, args, &program, found)?),
         }
         report.seconds = start.elapsed().as_secs_f64();
         bar.inc(1);
@@ -161,32 +152,28 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
     Ok(report)
 }
 
-fn failure(pair: &mut Pair, program: &program::Program, found: compare::Difference) -> Result<Failure, Errno> {
+fn failure(
+    pair: &mut Pair,
+    args: &Args,
+    program: &program::Program,
+    found: compare::Difference,
+) -> Result<Failure, Errno> {
     let repeats = pair.run(&program.calls, None)?.is_some();
     let (calls, difference) = if repeats {
         shrink::shrink(pair, &program.calls, found)?
     } else {
         (program.calls[..program.calls.len().min(found.at + 1)].to_vec(), found)
     };
-    let names = [pair.sides[0].name(), pair.sides[1].name()];
-    Ok(Failure { number: program.number, from: program.calls.len(), repeats, calls, difference, names })
-}
-
-fn progress(programs: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(Some(programs), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} programs, {eta} left") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
-}
-
-/// Writes to standard output, where a closed pipe is no panic.
-fn say(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    let mut answers = difference.answers.into_iter().map(|answers| answers.map(compare::outcome));
+    let Args { seed, calls: count, .. } = args;
+    Ok(Failure {
+        number: program.number,
+        from: program.calls.len(),
+        repeats,
+        at_the_end: difference.at >= calls.len(),
+        steps: calls.iter().map(|call| (call.to_string(), answers.next())).collect(),
+        items: difference.items,
+        names: [pair.sides[0].name(), pair.sides[1].name()],
+        again: format!("doorbell check kvm --seed {seed} --calls {count} --only {}", program.number),
+    })
 }

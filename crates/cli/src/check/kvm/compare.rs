@@ -5,6 +5,7 @@ use std::fmt::Write;
 use doorbell::kvm_abi::types::regs;
 use doorbell::kvm_abi::{Errno, KvmLapicState};
 
+use super::super::shrink::Subject;
 use super::call::{Call, Fd, register_name};
 use super::coverage::Coverage;
 use super::side::{Outcome, Side, State, VmState};
@@ -83,6 +84,24 @@ impl Pair {
             }
         }
         Ok((!items.is_empty()).then_some(Difference { at: calls.len(), answers, items }))
+    }
+}
+
+impl Subject for Pair {
+    type Step = Call;
+    type Difference = Difference;
+    type Error = Errno;
+
+    fn differs(&mut self, calls: &[Call]) -> Result<Option<Difference>, Errno> {
+        self.run(calls, None)
+    }
+
+    fn step_of(difference: &Difference) -> usize {
+        difference.at
+    }
+
+    fn simpler(call: &Call) -> Vec<Call> {
+        call.simpler()
     }
 }
 

@@ -5,6 +5,7 @@ use doorbell::kvm_abi::types::{
 };
 use doorbell::kvm_abi::{KvmIrqRoutingEntry, KvmMsi};
 
+use super::super::random::Random;
 use super::call::{Call, EVENTS, Fd, SOURCES, VCPUS};
 
 /// GSIs that lead to a pin of the 8259 may be routed, but nothing signals them: the chip is not part of this check.
@@ -24,32 +25,6 @@ pub struct Program {
     pub calls: Vec<Call>,
 }
 
-/// SplitMix64: the generator of Steele, Lea and Flood.
-#[derive(Clone, Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
-
 /// What a program draws from.
 struct Source {
     random: Random,
@@ -66,8 +41,7 @@ struct Source {
 
 /// Program `number` of `seed`, with `calls` calls; with system management interrupts among them, or not.
 pub fn generate(seed: u64, number: u64, calls: usize, smi: bool) -> Program {
-    let mut random = Random(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
-    random.next();
+    let mut random = Random::of(seed, number);
     let vectors = std::array::from_fn(|_| match random.below(3) {
         0 => random.pick(&EDGE_VECTORS),
         _ => random.below(256) as u8,

@@ -5,26 +5,10 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::call::Call;
-use super::compare::{Difference, outcome};
+use super::super::failure::Failure;
+use super::super::say;
+use super::Args;
 use super::coverage::{Coverage, ROWS};
-use super::{Args, say};
-
-/// A program that differed.
-pub struct Failure {
-    /// Its number under the seed.
-    pub number: u64,
-    /// How many calls it had.
-    pub from: usize,
-    /// Whether it differed a second time.
-    pub repeats: bool,
-    /// What is left of it.
-    pub calls: Vec<Call>,
-    /// How it differs.
-    pub difference: Difference,
-    /// The names of the two sides.
-    pub names: [&'static str; 2],
-}
 
 /// The result of a check.
 #[derive(Default)]
@@ -65,7 +49,7 @@ impl Report {
     fn text(&self, args: &Args) -> String {
         let mut text = String::new();
         for failure in &self.failures {
-            failure.write(&mut text, args);
+            failure.write(&mut text);
         }
         let _ = writeln!(text, "call                   answers of the kernel");
         for (call, answers) in self.answers() {
@@ -117,45 +101,5 @@ impl Report {
             "not_reached": self.coverage.missed(),
             "failures": failures,
         })
-    }
-}
-
-impl Failure {
-    fn write(&self, text: &mut String, args: &Args) {
-        let Difference { at, answers, items } = &self.difference;
-        let [kernel, doorbell] = self.names;
-        let (number, from, seed, count) = (self.number, self.from, args.seed, args.calls);
-        let _ = writeln!(text, "program {number} differs, shrunk from {from} calls to {}:", self.calls.len());
-        let width = self.calls.iter().map(|call| call.to_string().chars().count()).max().unwrap_or(0).min(90);
-        for (step, (call, answer)) in self.calls.iter().zip(answers).enumerate() {
-            let answer = answer.map(outcome);
-            let call = call.to_string();
-            let _ =
-                writeln!(text, "{:>4}. {call:<width$}  {kernel}: {}, {doorbell}: {}", step + 1, answer[0], answer[1]);
-        }
-        let when = if *at < self.calls.len() { "after the last call" } else { "at the end" };
-        let _ = writeln!(text, "  {when}:");
-        for [name, left, right] in items {
-            let _ = writeln!(text, "      {name}: {kernel} {left}, {doorbell} {right}");
-        }
-        if !self.repeats {
-            let _ = writeln!(text, "  It did not differ when it ran again.");
-        }
-        let _ = writeln!(text, "  again: doorbell check kvm --seed {seed} --calls {count} --only {number}\n");
-    }
-
-    fn json(&self) -> Value {
-        let [kernel, doorbell] = self.names;
-        let calls = self.calls.iter().zip(&self.difference.answers).map(|(call, answer)| {
-            json!({ "call": call.to_string(), kernel: outcome(answer[0]), doorbell: outcome(answer[1]) })
-        });
-        let calls: Vec<_> = calls.collect();
-        let items: Vec<_> = self
-            .difference
-            .items
-            .iter()
-            .map(|[name, left, right]| json!({ "what": name, kernel: left, doorbell: right }))
-            .collect();
-        json!({ "program": self.number, "repeats": self.repeats, "calls": calls, "differs": items })
     }
 }
