@@ -3,3 +3,4 @@
 
 pub mod ioapic;
 pub mod lapic;
+pub mod pic;
