@@ -1,6 +1,10 @@
 //! The kernel's own chips, asked to do the same work.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::{AsRawFd, BorrowedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_lapic_state, kvm_msi,
@@ -45,6 +49,15 @@ impl Vm {
         let lapic: kvm_lapic_state = self.vcpu.get_lapic().map_err(sentence)?;
         Ok(lapic.regs[0x200 + 0x10 * (vector / 32) + vector % 32 / 8] as u8 >> (vector % 8) & 1 != 0)
     }
+}
+
+/// A VM with the kernel's full chip, for doorbell to work on.
+pub fn new_vm() -> Result<Arc<doorbell::kvm::Vm>, String> {
+    let vm = Kvm::new().and_then(|kvm| kvm.create_vm()).map_err(sentence)?;
+    vm.create_irq_chip().map_err(sentence)?;
+    // SAFETY: `vm` is open for the length of this call, which keeps a duplicate.
+    let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    doorbell::kvm::Vm::new(fd).map(Arc::new).map_err(|error| error.to_string())
 }
 
 /// Why the kernel's figures cannot be had here, if so.
@@ -98,6 +111,17 @@ pub fn irqfd_write() -> Result<Work, String> {
     }
     Ok(timed(move || {
         let _ = eventfd.write(1);
+    }))
+}
+
+/// An irqfd assigned and deassigned.
+pub fn irqfd_assign() -> Result<Work, String> {
+    let vm = Vm::new()?.vm;
+    vm.set_gsi_routing(&routing(64)?).map_err(sentence)?;
+    let eventfd = EventFd::new(EFD_NONBLOCK).map_err(|error| error.to_string())?;
+    Ok(timed(move || {
+        let _ = vm.register_irqfd(&eventfd, 32);
+        let _ = vm.unregister_irqfd(&eventfd, 32);
     }))
 }
 

@@ -44,6 +44,11 @@ impl Row {
         Self { target_ns: Some(ns), ..self }
     }
 
+    /// Only where there is /dev/kvm.
+    const fn on_kvm(self) -> Self {
+        Self { needs_kvm: true, ..self }
+    }
+
     const fn kernel(self, work: fn() -> Result<Work, String>) -> Self {
         Self { kernel: Some(work), ..self }
     }
@@ -75,6 +80,13 @@ pub fn all() -> Vec<Row> {
         Row::new("vectors-up", "1,024 vectors brought up one by one", routes::vectors_up)
             .target(200_000.0)
             .kernel(kernel::vectors_up),
+        Row::new("vectors-up-kvm", "the same on /dev/kvm, their eventfds bound before", routes::vectors_up_on_kvm)
+            .target(1_500_000.0)
+            .kernel(kernel::vectors_up)
+            .on_kvm(),
+        Row::new("irqfd-bind", "an eventfd bound to a vector on /dev/kvm, and unbound", routes::irqfd_bind)
+            .kernel(kernel::irqfd_assign)
+            .on_kvm(),
         Row::new("eventfd-remote", "eventfd written by another process → pending, asleep", remote::work)
             .target(4_000.0)
             .kernel(kernel::irqfd_write),
