@@ -32,7 +32,7 @@ mod cell;
 mod lease;
 #[cfg(all(test, not(loom)))]
 mod machine;
-#[cfg(feature = "kvm")]
+#[cfg(any(feature = "kvm", all(test, not(loom))))]
 mod open;
 mod policy;
 mod state;

@@ -159,6 +159,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn payload_keeps_its_kind() {
+        for kind in [Kind::None, Kind::Resolved(Target::new(0).unwrap()), Kind::Message, Kind::Pins] {
+            assert_eq!(Payload::new(7, kind).kind(), kind);
+        }
+        assert_eq!(Payload(0).kind(), Kind::None);
+    }
+
     proptest! {
         #[test]
         fn pins_survive_packing(raw in prop::collection::vec((0u8..=MAX_CHIP, any::<u16>()), 0..=MAX_PINS)) {

@@ -1,5 +1,8 @@
 //! The table, the gate and the loans against the statements of the reference (G and S5-C).
 
+mod bounds;
+mod loans;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},
