@@ -35,6 +35,21 @@ pub trait GuestRam: Send + Sync {
     /// # Errors
     /// If any of it is no memory; nothing beyond the start of the hole is then stored.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), NoMemory>;
+
+    /// Sets bits of the little-endian number of 8 bytes at `address`, a multiple of 8, and returns what it was.
+    ///
+    /// The guest's CPUs clear such bits by locked instructions at the same time (posted interrupts), so memory that they
+    /// share must do this in one atomic step. The default does not, and is for memory that only this thread writes.
+    ///
+    /// # Errors
+    /// If any of it is no memory; nothing is changed then.
+    fn fetch_or(&self, address: u64, bits: u64) -> Result<u64, NoMemory> {
+        let mut bytes = [0; 8];
+        self.read(address, &mut bytes)?;
+        let old = u64::from_le_bytes(bytes);
+        self.write(address, &(old | bits).to_le_bytes())?;
+        Ok(old)
+    }
 }
 
 /// Numbers in guest memory; every [`GuestRam`] has these, a `dyn GuestRam` too.
@@ -138,6 +153,16 @@ impl GuestRam for RamBlock {
         ram[range].copy_from_slice(bytes);
         Ok(())
     }
+
+    fn fetch_or(&self, address: u64, bits: u64) -> Result<u64, NoMemory> {
+        let mut ram = self.bytes.lock();
+        let range = self.range(address, 8, ram.len())?;
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&ram[range.clone()]);
+        let old = u64::from_le_bytes(bytes);
+        ram[range].copy_from_slice(&(old | bits).to_le_bytes());
+        Ok(old)
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -156,5 +181,29 @@ mod tests {
             assert_eq!(ram.write(address, &vec![0xff; length]), outside);
         }
         assert_eq!(ram.read_be::<u64>(0x1008), Ok(0x0102_0304_0506_0708), "a refused store changed nothing");
+    }
+
+    /// Only `read` and `write`, as an embedder's type may have it.
+    struct Plain(RamBlock);
+
+    impl GuestRam for Plain {
+        fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), NoMemory> {
+            self.0.read(address, bytes)
+        }
+
+        fn write(&self, address: u64, bytes: &[u8]) -> Result<(), NoMemory> {
+            self.0.write(address, bytes)
+        }
+    }
+
+    #[test]
+    fn bits_are_set_and_what_was_there_is_told() {
+        let (block, plain) = (RamBlock::new(0x1000, 0x10), Plain(RamBlock::new(0x1000, 0x10)));
+        for ram in [&block as &dyn GuestRam, &plain] {
+            ram.write_le(0x1008, 0x11u64).unwrap();
+            assert_eq!(ram.fetch_or(0x1008, 0x8000_0000_0000_0010), Ok(0x11));
+            assert_eq!(ram.fetch_or(0x1008, 0), Ok(0x8000_0000_0000_0011));
+            assert_eq!(ram.fetch_or(0x1010, 1), Err(NoMemory { address: 0x1010, length: 8 }));
+        }
     }
 }

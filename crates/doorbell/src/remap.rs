@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod vtd;
 
 pub use cache::{RemapCache, Remapper, Way};
 

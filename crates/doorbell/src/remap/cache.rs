@@ -129,7 +129,12 @@ impl Slot {
 type Chunk = Box<[Slot]>;
 
 /// The slots of the messages whose tags fall into one bucket.
-type Bucket = Vec<u32>;
+#[derive(Default)]
+struct Bucket {
+    slots: Vec<u32>,
+    /// How many of them are filled: an invalidation that has nothing to do costs a lock and no more.
+    filled: u32,
+}
 
 /// The cache of one remapping unit, in front of the unit's inner target. See the [module](self).
 ///
@@ -205,7 +210,7 @@ impl RemapCache {
         Self {
             inner,
             chunks: (0..most.div_ceil(1 << CHUNK_BITS)).map(|_| OnceLock::new()).collect(),
-            buckets: (0..BUCKETS).map(|_| Mutex::new(Bucket::new())).collect(),
+            buckets: (0..BUCKETS).map(|_| Mutex::new(Bucket::default())).collect(),
             taken: Mutex::new(0),
             most,
             #[cfg(test)]
@@ -235,7 +240,7 @@ impl RemapCache {
         let mine = |number: &&u32| {
             self.slot(**number).and_then(|slot| slot.prepared.get()).is_some_and(|it| it.message() == *message)
         };
-        if let Some(number) = bucket.iter().find(mine) {
+        if let Some(number) = bucket.slots.iter().find(mine) {
             return Target::new(*number);
         }
         let number = {
@@ -252,7 +257,7 @@ impl RemapCache {
             let MsiMessage { address, data, device_id } = *message;
             Prepared { address, data, device_id, tag }
         });
-        bucket.push(number);
+        bucket.slots.push(number);
         Target::new(number)
     }
 
@@ -281,7 +286,7 @@ impl RemapCache {
         let message = prepared.message();
         #[cfg(test)]
         let early = (self.cripple == Cripple::FillReadsTooEarly).then(|| remapper.remap(&message));
-        let bucket = self.bucket(prepared.tag).lock();
+        let mut bucket = self.bucket(prepared.tag).lock();
         let mut payload = slot.latch.peek().payload;
         if payload & KIND == EMPTY {
             #[cfg(test)]
@@ -295,6 +300,7 @@ impl RemapCache {
             }
             let ((), handed) = slot.latch.configure_taking(|latch| latch.payload = payload);
             debug_assert!(!handed, "an empty slot admits nobody who could leave an event");
+            bucket.filled += 1;
         }
         // With the bucket held, no invalidation can complete before this delivery.
         let delivery = self.deliver(remapper, slot, payload);
@@ -326,19 +332,23 @@ impl RemapCache {
         let buckets = (span as usize).saturating_add(1).min(BUCKETS);
         for offset in 0..buckets {
             // Also a bucket without a slot: somebody may be reading the tables there, for a message not prepared.
-            let bucket = self.buckets[(first as usize).wrapping_add(offset) % BUCKETS].lock();
-            for slot in bucket.iter().filter_map(|number| self.slot(*number)) {
-                if slot.prepared.get().is_some_and(|it| tags.contains(&it.tag)) {
-                    self.empty(remapper, slot);
+            let mut bucket = self.buckets[(first as usize).wrapping_add(offset) % BUCKETS].lock();
+            let Bucket { slots, filled } = &mut *bucket;
+            let mut left = slots.iter();
+            while *filled > 0 {
+                let Some(number) = left.next() else { break };
+                let Some(slot) = self.slot(*number) else { continue };
+                if slot.prepared.get().is_some_and(|it| tags.contains(&it.tag)) && self.empty(remapper, slot) {
+                    *filled -= 1;
                 }
             }
         }
     }
 
-    /// Empties a slot; its bucket is held.
-    fn empty(&self, remapper: &impl Remapper, slot: &Slot) {
+    /// Empties a slot, whose bucket is held; false if it was empty.
+    fn empty(&self, remapper: &impl Remapper, slot: &Slot) -> bool {
         if slot.latch.peek().payload & KIND == EMPTY {
-            return;
+            return false;
         }
         let (old, handed) = slot.latch.configure_taking(|latch| std::mem::replace(&mut latch.payload, EMPTY));
         #[cfg(test)]
@@ -346,6 +356,7 @@ impl RemapCache {
         if handed {
             self.deliver(remapper, slot, old);
         }
+        true
     }
 
     /// The payload of a filled slot and its words.
