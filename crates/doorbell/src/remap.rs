@@ -1,7 +1,7 @@
 //! Interrupt remapping: a station that may replace each message, or block it, between its device and the controller.
 //!
 //! A remapper is an [`MsiTarget`](crate::MsiTarget) around another: whoever sends to local APICs can send to it instead. It
-//! knows the sender by [`MsiMessage::device_id`], looks its message up in tables that the guest keeps in its own memory
+//! knows the sender by [`MsiMessage::device_id`](crate::MsiMessage::device_id), looks its message up in tables that the guest keeps in its own memory
 //! ([`GuestRam`]), and sends what it finds there. The guest then re-targets an interrupt by one store to a table, and no
 //! device can send what the guest has not given it.
 //!
@@ -10,6 +10,7 @@
 //! the new entry, never neither and never a mixture.
 #![forbid(unsafe_code)]
 
+pub mod amd;
 pub mod cache;
 pub mod vtd;
 
