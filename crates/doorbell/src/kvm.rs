@@ -32,6 +32,7 @@
 pub mod abi;
 pub mod chips;
 mod heat;
+mod held;
 mod irqfds;
 pub mod irqs;
 pub mod kick;

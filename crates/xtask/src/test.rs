@@ -118,7 +118,8 @@ fn integration(steps: &Steps, wanted: fn(&str) -> bool) -> Result<Outcome, Failu
 
 /// The lock-free protocols in every interleaving.
 fn models(steps: &mut Steps) -> Result<Outcome, Failure> {
-    let mut cargo = cargo(["test", "--package", "doorbell", "--lib", "--release", "--locked", "models"]);
+    let mut cargo =
+        cargo(["test", "--package", "doorbell", "--all-features", "--lib", "--release", "--locked", "models"]);
     // A folder of its own: the flag rebuilds everything.
     cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", command::root().join("target/loom"));
     steps.tests(&mut cargo)

@@ -17,13 +17,13 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use super::heat::Heat;
+use super::held::HeldSet;
 use super::routes::{KernelGsis, KernelRoutes};
 use super::source::{LazySink, take_counter};
 use super::{KERNEL_ROUTES, Vm};
@@ -108,8 +108,8 @@ pub(super) struct Irqfds {
     routes: Arc<KernelRoutes>,
     /// Whether the kernel's chips have pins that routes can lead to.
     kernel_pins: bool,
-    /// A bit per GSI: it is held. Set under the lock, read without.
-    held: Box<[AtomicU64]>,
+    /// The GSIs that are held.
+    held: HeldSet,
     /// Lock order: left of the latches of bindings and of everything but a split chip's `committed`. A promotion waits
     /// for sources' passages while it holds this, so a target must not change irqfds, routes or masks of this VM.
     config: Mutex<Config>,
@@ -139,8 +139,7 @@ impl Irqfds {
         kernel_pins: bool,
     ) -> Self {
         let config = Config { next: 0, sources: BTreeMap::new(), held: BTreeMap::new(), gsis: KernelGsis::from(first) };
-        let words = table.numbers().div_ceil(64);
-        let held = (0..words).map(|_| AtomicU64::new(0)).collect();
+        let held = HeldSet::new(table.numbers());
         Self { vm, table, dispatcher, heat, routes, kernel_pins, held, config: Mutex::new(config) }
     }
 
@@ -202,9 +201,7 @@ impl Irqfds {
         }
         let id = config.add(source);
         config.hold(gsi, id);
-        self.mark(gsi, true);
-        // Pairs with the fence in `is_held`, as in `promote`.
-        fence(Ordering::SeqCst);
+        self.held.publish([gsi]);
         let masked = matches!(self.table.open_routes(gsi, 0), OpenRoutes::Masked);
         let attached = committed.and_then(|()| if masked { Ok(()) } else { self.attach(&mut config, id) });
         drop(config);
@@ -272,10 +269,7 @@ impl Irqfds {
         let committed = self.routes.commit(&changes);
         let mut promoted = 0;
         if committed.is_ok() {
-            batch.iter().for_each(|(_, gsi)| self.mark(*gsi, true));
-            // Pairs with the fence in `is_held`: who changes the table now sees the GSI held, or the look that follows
-            // here sees the change.
-            fence(Ordering::SeqCst);
+            self.held.publish(batch.iter().map(|(_, gsi)| *gsi));
             for &(id, gsi) in &batch {
                 promoted += usize::from(self.hand_over(&mut config, id, gsi));
                 // Each one waits for the dispatcher. A guest that wants to mask need not wait for all of them.
@@ -362,21 +356,7 @@ impl Irqfds {
     /// Whether `gsi` has sources in the kernel or parked. To be asked after the table was changed.
     #[inline]
     pub(super) fn is_held(&self, gsi: u32) -> bool {
-        let Some(word) = self.held.get(gsi as usize / 64) else { return false };
-        // Pairs with the fence in `promote`.
-        fence(Ordering::SeqCst);
-        word.load(Ordering::Relaxed) >> (gsi % 64) & 1 != 0
-    }
-
-    fn mark(&self, gsi: u32, held: bool) {
-        let Some(word) = self.held.get(gsi as usize / 64) else { return };
-        let bit = 1 << (gsi % 64);
-        // SeqCst: the fence in `promote` follows, or nobody relies on it.
-        if held {
-            word.fetch_or(bit, Ordering::SeqCst);
-        } else {
-            word.fetch_and(!bit, Ordering::SeqCst);
-        }
+        self.held.contains(gsi)
     }
 
     /// The configuration lock, for calls that change table and places together.
@@ -407,7 +387,6 @@ impl Irqfds {
 
     /// All GSIs that are held.
     pub(super) fn held(&self) -> Vec<u32> {
-        fence(Ordering::SeqCst);
         self.config.lock().held.keys().copied().collect()
     }
 
@@ -417,7 +396,7 @@ impl Irqfds {
 
     fn let_go_if_empty(&self, config: &mut Config, gsi: u32) {
         if config.held.get(&gsi).is_some_and(|held| held.sources.is_empty()) {
-            self.mark(gsi, false);
+            self.held.withdraw(gsi);
             if let Some(held) = config.held.remove(&gsi) {
                 config.gsis.give_back(held.kernel);
             }
