@@ -135,4 +135,16 @@ pub trait GuestCalls: KvmCalls {
     /// # Errors
     /// As [`load`](Self::load).
     fn store(&self, vcpu: u32, address: u64, value: u32) -> Result<(), Errno>;
+
+    /// A load of one byte from a port of the 8259 pair.
+    ///
+    /// # Errors
+    /// `EINVAL` for another port; else as [`load`](Self::load).
+    fn port_load(&self, vcpu: u32, port: u16) -> Result<u8, Errno>;
+
+    /// A store of one byte to one.
+    ///
+    /// # Errors
+    /// As [`port_load`](Self::port_load).
+    fn port_store(&self, vcpu: u32, port: u16, value: u8) -> Result<(), Errno>;
 }

@@ -4,3 +4,6 @@
 pub mod ioapic;
 pub mod lapic;
 pub mod pic;
+mod pins;
+
+pub use pins::PcPins;

@@ -286,6 +286,14 @@ impl GuestCalls for KernelVm {
     fn store(&self, vcpu: u32, address: u64, value: u32) -> Result<(), Errno> {
         self.on_guest(vcpu, |guest, fd| guest.store(fd, address, value))
     }
+
+    fn port_load(&self, vcpu: u32, port: u16) -> Result<u8, Errno> {
+        self.on_guest(vcpu, |guest, fd| guest.port_load(fd, port))
+    }
+
+    fn port_store(&self, vcpu: u32, port: u16, value: u8) -> Result<(), Errno> {
+        self.on_guest(vcpu, |guest, fd| guest.port_store(fd, port, value))
+    }
 }
 
 /// The interrupt that a CPU would take: the highest request, if its priority class is above that of the task and of what

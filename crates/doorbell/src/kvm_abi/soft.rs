@@ -15,14 +15,16 @@ use super::{
     routing::{self, DeviceIds},
     types::{
         CAP_IRQ_ROUTING, CAP_IRQCHIP, CAP_IRQFD, CAP_IRQFD_RESAMPLE, CAP_MSI_DEVID, CAP_SIGNAL_MSI, CHIP_IOAPIC,
-        CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IRQFD_DEASSIGN, IRQFD_RESAMPLE, MAX_IRQ_ROUTES, MSI_VALID_DEVID, PIC_PINS,
+        CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IRQFD_DEASSIGN, IRQFD_RESAMPLE, MAX_IRQ_ROUTES, MSI_VALID_DEVID,
     },
 };
 use crate::{
-    Delivery, DeviceId, Error, LineSource, MsiMessage, MsiTarget, PinInput, Pins, VcpuId,
+    Delivery, DeviceId, Error, LineSource, MsiMessage, MsiTarget, PinInput, VcpuId,
     chips::x86::{
+        PcPins,
         ioapic::{self, Effect, IoApic, IoApicOptions, IoApicState, Version},
         lapic::{ApicOptions, ApicSet, Eoi, LocalApic},
+        pic::{Ended, Intr, PORTS, Pic, PicOptions},
     },
     delivery::ChipId,
     irqfd::{BATCH, Dispatcher, DispatcherOptions, EventfdId, Exclusive, Irqfd, IrqfdTarget, Resamplers},
@@ -56,20 +58,18 @@ impl Default for SoftVmOptions {
 /// A VM whose controllers are doorbell's, behind KVM's calls.
 ///
 /// Events of eventfds are delivered by [`settle`](KvmCalls::settle), or by any thread that dispatches
-/// ([`dispatcher`](Self::dispatcher)). The 8259 pair is not there yet: its pins can be routed and lead nowhere, and its
-/// state is refused with `EOPNOTSUPP`.
+/// ([`dispatcher`](Self::dispatcher)).
 pub struct SoftVm {
     options: SoftVmOptions,
     apics: Arc<ApicSet>,
     /// Lock order: first of all; nothing that delivers takes it.
     chip: RwLock<Option<Arc<Chip>>>,
-    /// The private halves of the local APICs, `None` for a vCPU without one. Lock order: after `chip`, before the
-    /// stations.
-    vcpus: Mutex<BTreeMap<u32, Option<LocalApic>>>,
+    vcpus: Vcpus,
 }
 
 /// What `KVM_CREATE_IRQCHIP` makes.
 struct Chip {
+    pic: Arc<Pic>,
     ioapic: Arc<IoApic>,
     table: Arc<RouteTable>,
     resamplers: Resamplers,
@@ -87,25 +87,22 @@ struct Binding {
     irqfd: Irqfd,
 }
 
-/// The pins that routes may lead to.
-struct ChipPins(Arc<IoApic>);
+/// The private halves of the local APICs, `None` for a vCPU without one. Lock order: after the VM's chip, before the stations.
+type Vcpus = Arc<Mutex<BTreeMap<u32, Option<LocalApic>>>>;
 
-impl PinInput for ChipPins {
-    fn pins(&self, chip: ChipId) -> u16 {
-        match u32::from(chip) {
-            CHIP_PIC_MASTER | CHIP_PIC_SLAVE => PIC_PINS,
-            _ => self.0.pins(chip),
-        }
+/// INTR, to every vCPU: whether one takes it is up to its LINT0.
+struct EveryLint0 {
+    apics: Arc<ApicSet>,
+    vcpus: Vcpus,
+}
+
+impl Intr for EveryLint0 {
+    fn set(&self, level: bool) {
+        (0..self.apics.vcpus()).for_each(|vcpu| self.apics.set_pic_output(VcpuId(vcpu), level));
     }
 
-    fn set(&self, chip: ChipId, pin: u16, source: LineSource, level: bool) -> Delivery {
-        if chip == ioapic::CHIP { self.0.set(chip, pin, source, level) } else { Delivery::Ignored }
-    }
-
-    fn reevaluate(&self, chip: ChipId, pins: &Pins) {
-        if chip == ioapic::CHIP {
-            self.0.reevaluate(chip, pins);
-        }
+    fn is_heard(&self) -> bool {
+        self.vcpus.lock().values().flatten().any(LocalApic::accepts_pic)
     }
 }
 
@@ -113,7 +110,7 @@ impl SoftVm {
     /// A VM with no chip and no vCPU.
     pub fn new(options: SoftVmOptions) -> Self {
         let apics = ApicSet::new(options.vcpus, Arc::new(()), ApicOptions::default());
-        Self { options, apics, chip: RwLock::new(None), vcpus: Mutex::default() }
+        Self { options, apics, chip: RwLock::new(None), vcpus: Vcpus::default() }
     }
 
     /// Calls `act` with what dispatches this VM's eventfds; `None` before there is a chip.
@@ -131,6 +128,12 @@ impl SoftVm {
         lapic.as_mut().map(act).ok_or(Errno::INVAL)
     }
 
+    /// The chip, for an access of this vCPU to a port of the 8259 pair.
+    fn port(&self, vcpu: u32, port: u16) -> Result<Arc<Chip>, Errno> {
+        let chip = self.chip().filter(|_| PORTS.contains(&port)).ok_or(Errno::INVAL)?;
+        if self.vcpus.lock().contains_key(&vcpu) { Ok(chip) } else { Err(Errno::BADF) }
+    }
+
     /// What the clock's pin waits for follows from the local APICs, or from `only` this one.
     fn recount_clock(&self, chip: &Chip, only: Option<VcpuId>) {
         let vcpus = self.vcpus.lock();
@@ -140,16 +143,20 @@ impl SoftVm {
 }
 
 impl Chip {
-    fn new(apics: &Arc<ApicSet>, options: &SoftVmOptions) -> Result<Self, Error> {
+    fn new(apics: &Arc<ApicSet>, vcpus: &Vcpus, options: &SoftVmOptions) -> Result<Self, Error> {
         let version = IoApicOptions { version: Version::V11, ..IoApicOptions::default() };
         let ioapic = Arc::new(IoApic::with_rtc(apics.clone(), apics.clone(), version));
-        let table = Arc::new(RouteTable::new(apics.clone(), Arc::new(ChipPins(ioapic.clone())), RoutePolicy::S2_TABLE));
+        let wire = EveryLint0 { apics: Arc::clone(apics), vcpus: Arc::clone(vcpus) };
+        let pic = Arc::new(Pic::new(wire, PicOptions::default()));
+        let pins = PcPins { pic: Arc::clone(&pic), ioapic: Arc::clone(&ioapic) };
+        let table = Arc::new(RouteTable::new(apics.clone(), Arc::new(pins), RoutePolicy::S2_TABLE));
         table.set(&default_routes())?;
         let dispatcher = DispatcherOptions { exclusive: options.exclusive, ..DispatcherOptions::default() };
         Ok(Self {
             resamplers: Resamplers::new(table.clone()),
             dispatcher: Dispatcher::new(dispatcher)?,
             bindings: Mutex::default(),
+            pic,
             ioapic,
             table,
         })
@@ -203,6 +210,14 @@ impl Chip {
         self.resamplers.ended(ioapic::CHIP, &pins);
         if eoi.level {
             self.ioapic.reevaluate(ioapic::CHIP, &pins);
+        }
+    }
+
+    /// Pins of the 8259 pair whose interrupt has ended.
+    fn end_legacy(&self, ended: Ended) {
+        for (chip, pins) in ended.chips() {
+            self.resamplers.ended(chip, &pins);
+            self.pic.reevaluate(chip, &pins);
         }
     }
 
@@ -263,7 +278,7 @@ impl KvmCalls for SoftVm {
         if !self.vcpus.lock().is_empty() {
             return Err(Errno::INVAL);
         }
-        let made = Chip::new(&self.apics, &self.options).map_err(|error| error.errno())?;
+        let made = Chip::new(&self.apics, &self.vcpus, &self.options).map_err(|error| error.errno())?;
         *chip = Some(Arc::new(made));
         Ok(0)
     }
@@ -336,7 +351,10 @@ impl KvmCalls for SoftVm {
                 chip.set_ioapic(&KvmIoapicState { base_address, ioregsel, id, irr, pad: 0, redirtbl });
                 Ok(0)
             }
-            CHIP_PIC_MASTER | CHIP_PIC_SLAVE => Err(Errno::OPNOTSUPP),
+            id @ (CHIP_PIC_MASTER | CHIP_PIC_SLAVE) => {
+                chip.set_pic(&this.pic.state(id as ChipId).into());
+                Ok(0)
+            }
             _ => Err(Errno::INVAL),
         }
     }
@@ -350,7 +368,10 @@ impl KvmCalls for SoftVm {
                 self.recount_clock(&this, None);
                 Ok(0)
             }
-            CHIP_PIC_MASTER | CHIP_PIC_SLAVE => Err(Errno::OPNOTSUPP),
+            id @ (CHIP_PIC_MASTER | CHIP_PIC_SLAVE) => {
+                this.pic.set_state(id as ChipId, &chip.pic().into());
+                Ok(0)
+            }
             _ => Err(Errno::INVAL),
         }
     }
@@ -400,6 +421,19 @@ impl GuestCalls for SoftVm {
             }
             _ => return Err(Errno::INVAL),
         }
+        Ok(())
+    }
+
+    fn port_load(&self, vcpu: u32, port: u16) -> Result<u8, Errno> {
+        let chip = self.port(vcpu, port)?;
+        let mut byte = [0];
+        chip.end_legacy(chip.pic.read(port, &mut byte));
+        Ok(byte[0])
+    }
+
+    fn port_store(&self, vcpu: u32, port: u16, value: u8) -> Result<(), Errno> {
+        let chip = self.port(vcpu, port)?;
+        chip.end_legacy(chip.pic.write(port, &[value]));
         Ok(())
     }
 }

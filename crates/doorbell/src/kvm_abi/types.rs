@@ -3,6 +3,8 @@
 //! Layouts are those of the public header `linux/kvm.h`; the tests of this file pin sizes and offsets. Unions are
 //! plain words or bytes with a reader and a writer per shape, so that no `unsafe` is needed to look at them.
 
+use crate::chips::x86::pic::PicState;
+
 /// `KVM_IRQFD_FLAG_DEASSIGN`.
 pub const IRQFD_DEASSIGN: u32 = 1 << 0;
 /// `KVM_IRQFD_FLAG_RESAMPLE`.
@@ -235,6 +237,61 @@ impl KvmPicState {
             init4: bytes[13],
             elcr: bytes[14],
             elcr_mask: bytes[15],
+        }
+    }
+}
+
+impl From<PicState> for KvmPicState {
+    fn from(state: PicState) -> Self {
+        let PicState { last_irr, irr, imr, isr, priority_add, irq_base, read_isr, poll, special_mask, .. } = state;
+        let PicState {
+            init_state, auto_eoi, rotate_on_auto_eoi, fully_nested, fourth_follows, elcr, elcr_mask, ..
+        } = state;
+        Self {
+            last_irr,
+            irr,
+            imr,
+            isr,
+            priority_add,
+            irq_base,
+            read_reg_select: read_isr.into(),
+            poll: poll.into(),
+            special_mask: special_mask.into(),
+            init_state,
+            auto_eoi: auto_eoi.into(),
+            rotate_on_auto_eoi: rotate_on_auto_eoi.into(),
+            special_fully_nested_mode: fully_nested.into(),
+            init4: fourth_follows.into(),
+            elcr,
+            elcr_mask,
+        }
+    }
+}
+
+/// A flag that a VMM wrote as another number than 1 becomes 1, which means the same.
+impl From<KvmPicState> for PicState {
+    fn from(state: KvmPicState) -> Self {
+        let KvmPicState { last_irr, irr, imr, isr, priority_add, irq_base, read_reg_select, poll, .. } = state;
+        let KvmPicState { special_mask, init_state, auto_eoi, rotate_on_auto_eoi, special_fully_nested_mode, .. } =
+            state;
+        let KvmPicState { init4, elcr, elcr_mask, .. } = state;
+        Self {
+            last_irr,
+            irr,
+            imr,
+            isr,
+            priority_add,
+            irq_base,
+            read_isr: read_reg_select != 0,
+            poll: poll != 0,
+            special_mask: special_mask != 0,
+            init_state,
+            auto_eoi: auto_eoi != 0,
+            rotate_on_auto_eoi: rotate_on_auto_eoi != 0,
+            fully_nested: special_fully_nested_mode != 0,
+            fourth_follows: init4 != 0,
+            elcr,
+            elcr_mask,
         }
     }
 }

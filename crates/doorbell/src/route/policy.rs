@@ -30,6 +30,9 @@ pub enum Initial {
     Empty,
     /// GSI n leads to pin n of this chip.
     Identity(ChipId),
+    /// As KVM on x86: GSI n leads to pin n of the IOAPIC, chip 2, and the first 16 to the 8259 pair as well, chips 0 and 1,
+    /// where the machine has one.
+    Pc,
 }
 
 /// How a [`RouteTable`](super::RouteTable) behaves where the designs differ.
@@ -41,7 +44,7 @@ pub enum Initial {
 /// | constant | pins | line call | before the first table |
 /// |---|---|---|---|
 /// | [`S2_TABLE`](Self::S2_TABLE) | settable | through the table | empty |
-/// | [`KVM_X86`](Self::KVM_X86) | settable | through the table | GSI n = IOAPIC pin n |
+/// | [`KVM_X86`](Self::KVM_X86) | settable | through the table | GSI n = IOAPIC pin n, and 8259 pin n |
 /// | [`KVM_ARM`](Self::KVM_ARM) | settable | direct | GSI n = SPI n + 32 |
 /// | [`S2_IDENT`](Self::S2_IDENT) | fixed identity | direct | GSI n = SPI n + 32 |
 /// | [`S2_LINE`](Self::S2_LINE) | settable | through the table | GSI n = SPI n + 32 |
@@ -65,8 +68,8 @@ impl RoutePolicy {
     /// The merged design: a table of messages and pins; no table, no injection.
     pub const S2_TABLE: Self =
         Self { pins: PinRoutes::Settable, lines: LineCalls::Routed, initial: Initial::Empty, loans: 0 };
-    /// As KVM on x86, with the IOAPIC as chip 2.
-    pub const KVM_X86: Self = Self { initial: Initial::Identity(2), ..Self::S2_TABLE };
+    /// As KVM on x86, with the 8259 pair as chips 0 and 1 and the IOAPIC as chip 2.
+    pub const KVM_X86: Self = Self { initial: Initial::Pc, ..Self::S2_TABLE };
     /// As KVM on Arm: the line call never looks at the table.
     pub const KVM_ARM: Self = Self { lines: LineCalls::Direct(0), initial: Initial::Identity(0), ..Self::S2_TABLE };
     /// Half merged: pins keep their identity, only messages can be routed.

@@ -14,6 +14,10 @@ use crate::{
     inflight::{BiasPermit, Fired, OwnerState, Slot},
 };
 
+/// KVM's numbers on x86: the IOAPIC, and how many pins each chip of the 8259 pair has, which are chips 0 and 1.
+const IOAPIC: u8 = 2;
+const PIC_PINS: u16 = 8;
+
 /// The GSIs of one machine and where they lead. See the [module](super).
 pub struct RouteTable {
     pub(super) cells: Box<[GsiCell]>,
@@ -53,9 +57,14 @@ impl RouteTable {
         policy: RoutePolicy,
         bias: Option<BiasPermit>,
     ) -> Self {
-        let reserved = match (policy.initial, policy.pins) {
-            (Initial::Identity(chip), _) | (_, PinRoutes::Identity(chip)) => u32::from(pins.pins(chip)),
-            _ => 0,
+        let first = match policy.initial {
+            Initial::Empty => None,
+            Initial::Identity(chip) => Some(chip),
+            Initial::Pc => Some(IOAPIC),
+        };
+        let reserved = match (first, policy.pins) {
+            (Some(chip), _) | (None, PinRoutes::Identity(chip)) => u32::from(pins.pins(chip)),
+            (None, PinRoutes::Settable) => 0,
         };
         let numbers = Self::GSIS + policy.loans.min(RoutePolicy::MOST_LOANS);
         let table = Self {
@@ -66,12 +75,16 @@ impl RouteTable {
             bias,
             config: Mutex::new(Config { leases: Leases::new(numbers, reserved.min(Self::GSIS)), reverse: Vec::new() }),
         };
-        if let Initial::Identity(chip) = policy.initial {
+        if let Some(chip) = first {
             let last = table.pins.pins(chip).min(Self::GSIS as u16);
             let mut config = table.config.lock();
             for pin in 0..last {
-                let pin = Pin { chip, pin };
-                table.apply(&mut config, u32::from(pin.pin), &GsiRoutes::from_slice(&[Route::Pin(pin)]));
+                let mut routes = GsiRoutes::from_slice(&[Route::Pin(Pin { chip, pin })]);
+                let legacy = Pin { chip: (pin / PIC_PINS) as u8, pin: pin % PIC_PINS };
+                if policy.initial == Initial::Pc && pin < 2 * PIC_PINS && legacy.pin < table.pins.pins(legacy.chip) {
+                    routes.push(Route::Pin(legacy));
+                }
+                table.apply(&mut config, pin.into(), &routes);
             }
             table.rebuild_reverse(&mut config);
         }

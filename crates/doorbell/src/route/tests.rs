@@ -225,6 +225,18 @@ fn no_table_no_injection() {
 }
 
 #[test]
+fn a_pcs_first_16_gsis_lead_to_the_8259_too() {
+    let (recorder, table) = table_with(RoutePolicy::KVM_X86, false);
+    for (gsi, chip, pin) in [(0, 0, 0), (7, 0, 7), (8, 1, 0), (15, 1, 7)] {
+        assert_eq!(table.line(gsi, LineSource::USER, true), Delivery::Delivered(2));
+        assert_eq!(recorder.edges(), [(2, gsi as u16, 1, true), (chip, pin, 1, true)]);
+        assert_eq!(table.gsi_of_pin(Pin { chip, pin }), Some(gsi));
+    }
+    assert_eq!(table.line(16, LineSource::USER, true), Delivery::Delivered(1));
+    assert_eq!(recorder.edges(), [(2, 16, 1, true)]);
+}
+
+#[test]
 fn s5c_events_behind_the_mask_are_one_pending_bit() {
     let (recorder, table) = table();
     let gate = Gate::new(&table);

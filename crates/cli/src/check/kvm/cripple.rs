@@ -146,4 +146,12 @@ impl<V: GuestCalls> GuestCalls for Crippled<V> {
         }
         self.vm.store(vcpu, address, value)
     }
+
+    fn port_load(&self, vcpu: u32, port: u16) -> Result<u8, Errno> {
+        self.vm.port_load(vcpu, port)
+    }
+
+    fn port_store(&self, vcpu: u32, port: u16, value: u8) -> Result<(), Errno> {
+        self.vm.port_store(vcpu, port, value)
+    }
 }

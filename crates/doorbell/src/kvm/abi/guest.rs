@@ -15,6 +15,7 @@ use rustix::ioctl::{Opcode, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::{KVM, call_number, call_with};
+use crate::chips::x86::pic::PORTS;
 use crate::kvm_abi::Errno;
 
 const GET_VCPU_MMAP_SIZE: Opcode = opcode::none(KVM, 0x04);
@@ -33,6 +34,8 @@ const LOAD_IOAPIC: usize = 0x10;
 const STORE_IOAPIC: usize = 0x20;
 const LOAD_LAPIC: usize = 0x30;
 const STORE_LAPIC: usize = 0x40;
+const LOAD_PORT: usize = 0x50;
+const STORE_PORT: usize = 0x60;
 /// No flag but the one that is always set: interrupts stay where they are.
 const RFLAGS: u64 = 1 << 1;
 
@@ -45,6 +48,10 @@ const STAY: [u8; 2] = [0xeb, 0xfe];
 const LOAD_CODE: [u8; 6] = [0x66, 0x8b, 0x07, 0x66, 0xe7, LOADED as u8];
 /// `mov [bx], eax; out STORED, al`.
 const STORE_CODE: [u8; 5] = [0x66, 0x89, 0x07, 0xe6, STORED as u8];
+/// `in al, dx; out LOADED, eax`.
+const PORT_LOAD_CODE: [u8; 4] = [0xec, 0x66, 0xe7, LOADED as u8];
+/// `out dx, al; out STORED, al`.
+const PORT_STORE_CODE: [u8; 3] = [0xee, 0xe6, STORED as u8];
 /// The next instruction uses `ES`.
 const ES: u8 = 0x26;
 
@@ -71,6 +78,8 @@ impl Memory {
         place(STORE_IOAPIC, [&[], &STORE_CODE, &STAY]);
         place(LOAD_LAPIC, [&[ES], &LOAD_CODE, &STAY]);
         place(STORE_LAPIC, [&[ES], &STORE_CODE, &STAY]);
+        place(LOAD_PORT, [&[], &PORT_LOAD_CODE, &STAY]);
+        place(STORE_PORT, [&[], &PORT_STORE_CODE, &STAY]);
         // SAFETY: the mapping has PAGE bytes and nobody else has seen it.
         unsafe { std::ptr::copy_nonoverlapping(image.as_ptr(), mapping.start.as_ptr(), PAGE) };
         let mut region = kvm_userspace_memory_region {
@@ -134,20 +143,34 @@ impl Guest {
     /// A 32-bit load from a register of the IOAPIC or the local APIC.
     pub(super) fn load(&self, vcpu: &OwnedFd, address: u64) -> Result<u32, Errno> {
         let (code, offset) = place_of(address, LOAD_IOAPIC, LOAD_LAPIC)?;
-        let report = self.enter(vcpu, code, 0, offset)?;
+        let report = self.enter(vcpu, kvm_regs { rip: code, rbx: offset, ..kvm_regs::default() })?;
         if report.port == LOADED { Ok(report.value) } else { Err(Errno::PROTO) }
     }
 
     /// A 32-bit store to one.
     pub(super) fn store(&self, vcpu: &OwnedFd, address: u64, value: u32) -> Result<(), Errno> {
         let (code, offset) = place_of(address, STORE_IOAPIC, STORE_LAPIC)?;
-        let report = self.enter(vcpu, code, value, offset)?;
+        let regs = kvm_regs { rip: code, rax: value.into(), rbx: offset, ..kvm_regs::default() };
+        let report = self.enter(vcpu, regs)?;
         if report.port == STORED { Ok(()) } else { Err(Errno::PROTO) }
     }
 
-    fn enter(&self, vcpu: &OwnedFd, code: usize, eax: u32, offset: u16) -> Result<Report, Errno> {
-        let mut regs =
-            kvm_regs { rip: code as u64, rax: eax.into(), rbx: offset.into(), rflags: RFLAGS, ..kvm_regs::default() };
+    /// A load of one byte from a port of the 8259 pair.
+    pub(super) fn port_load(&self, vcpu: &OwnedFd, port: u16) -> Result<u8, Errno> {
+        let regs = kvm_regs { rip: LOAD_PORT as u64, rdx: checked(port)?, ..kvm_regs::default() };
+        let report = self.enter(vcpu, regs)?;
+        if report.port == LOADED { Ok(report.value as u8) } else { Err(Errno::PROTO) }
+    }
+
+    /// A store of one byte to one.
+    pub(super) fn port_store(&self, vcpu: &OwnedFd, port: u16, value: u8) -> Result<(), Errno> {
+        let (rip, rax) = (STORE_PORT as u64, value.into());
+        let report = self.enter(vcpu, kvm_regs { rip, rax, rdx: checked(port)?, ..kvm_regs::default() })?;
+        if report.port == STORED { Ok(()) } else { Err(Errno::PROTO) }
+    }
+
+    fn enter(&self, vcpu: &OwnedFd, mut regs: kvm_regs) -> Result<Report, Errno> {
+        regs.rflags = RFLAGS;
         // SAFETY: KVM_SET_REGS takes a kvm_regs.
         unsafe { call_with(vcpu, SET_REGS, &mut regs)? };
         let run = self.run.start.as_ptr().cast::<kvm_run>();
@@ -184,13 +207,19 @@ impl Guest {
     }
 }
 
-fn place_of(address: u64, ioapic: usize, lapic: usize) -> Result<(usize, u16), Errno> {
-    let offset = (address & 0xfff) as u16;
+/// Where the code for an access is, and the offset into the controller's page.
+fn place_of(address: u64, ioapic: usize, lapic: usize) -> Result<(u64, u64), Errno> {
+    let offset = address & 0xfff;
     match address & !0xfff {
-        IOAPIC => Ok((ioapic, offset)),
-        LAPIC => Ok((lapic, offset)),
+        IOAPIC => Ok((ioapic as u64, offset)),
+        LAPIC => Ok((lapic as u64, offset)),
         _ => Err(Errno::INVAL),
     }
+}
+
+/// A port of the 8259 pair, which the kernel answers itself.
+fn checked(port: u16) -> Result<u64, Errno> {
+    if PORTS.contains(&port) { Ok(port.into()) } else { Err(Errno::INVAL) }
 }
 
 /// Memory that is unmapped on drop.

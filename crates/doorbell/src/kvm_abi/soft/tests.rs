@@ -3,7 +3,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
-use crate::kvm_abi::types::regs;
+use crate::kvm_abi::{KvmPicState, types::regs};
 
 const EOI: u64 = LAPIC_BASE + regs::EOI as u64;
 
@@ -115,6 +115,7 @@ fn r2_an_end_lowers_the_line_and_signals_every_sharer() {
 fn r6_a_stale_level_is_not_delivered_at_unmask_but_asked_for() {
     let (vm, event, ended) = (machine(), new_event(), new_event());
     irqfd(&vm, &event, 9, IRQFD_RESAMPLE, Some(&ended)).unwrap();
+    vm.port_store(0, 0xa1, 0xff).unwrap();
     let raised = vm.irq_line_status(KvmIrqLevel { irq: 9, level: 1 });
     assert_eq!((raised, latches(&vm)), (Ok(-1), 1 << 9), "masked");
     store_entry(&vm, 9, 0x3f | 1 << 15);
@@ -150,4 +151,98 @@ fn s2_ext_is_a_table_of_its_own_kind() {
     let flagged = KvmIrqRoutingEntry { flags: MSI_VALID_DEVID, ..message };
     assert_eq!(vm.set_gsi_routing(1, 0, &[flagged]), Err(Errno::INVAL));
     assert_eq!(machine().set_gsi_routing(1, 0, &[extended]), Err(Errno::INVAL), "not in KVM's own table");
+}
+
+fn pics(vm: &SoftVm) -> [KvmPicState; 2] {
+    [CHIP_PIC_MASTER, CHIP_PIC_SLAVE].map(|id| {
+        let mut chip = KvmIrqchip::of(id);
+        vm.get_irqchip(&mut chip).unwrap();
+        chip.pic()
+    })
+}
+
+/// Vectors 0x20 to 0x2f, as every guest begins.
+fn initialise_pics(vm: &SoftVm) {
+    let words = [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x28), (0xa1, 2), (0xa1, 1)];
+    for (port, value) in words {
+        vm.port_store(0, port, value).unwrap();
+    }
+}
+
+#[test]
+fn by_default_a_gsi_below_16_leads_to_the_8259_and_to_the_ioapic() {
+    let vm = machine();
+    let line = |irq, level| vm.irq_line_status(KvmIrqLevel { irq, level });
+    assert_eq!((line(4, 1), line(9, 1), line(16, 1)), (Ok(1), Ok(1), Ok(-1)), "all entries of the IOAPIC are masked");
+    assert_eq!((pics(&vm).map(|pic| pic.irr), latches(&vm)), ([1 << 4 | 1 << 2, 1 << 1], 1 << 4 | 1 << 9 | 1 << 16));
+    store_entry(&vm, 10, 0x41);
+    assert_eq!((line(10, 1), line(10, 0)), (Ok(2), Ok(2)), "both took it");
+    vm.port_store(0, 0xa1, 0xff).unwrap();
+    assert_eq!((line(10, 1), line(11, 1)), (Ok(1), Ok(-1)), "the 8259's part is masked");
+}
+
+#[test]
+fn r2_an_end_at_the_8259_lowers_its_line_and_signals_the_sharer() {
+    let (vm, event, ended) = (machine(), new_event(), new_event());
+    initialise_pics(&vm);
+    vm.port_store(0, 0x4d1, 0x08).unwrap();
+    irqfd(&vm, &event, 11, IRQFD_RESAMPLE, Some(&ended)).unwrap();
+    write(&event, 1);
+    vm.settle();
+    assert_eq!(pics(&vm).map(|pic| pic.irr), [1 << 2, 1 << 3]);
+    // The CPU's part: a poll of the master, then of the slave, which KVM ends at once.
+    vm.port_store(0, 0x20, 0x0c).unwrap();
+    assert_eq!((vm.port_load(0, 0x20), counter(&ended)), (Ok(0x82), Err(Errno::AGAIN)));
+    vm.port_store(0, 0xa0, 0x0c).unwrap();
+    assert_eq!((vm.port_load(0, 0xa0), counter(&ended)), (Ok(0x83), Ok(1)));
+    assert_eq!((pics(&vm).map(|pic| pic.irr), latches(&vm)), ([0, 0], 0));
+    // And as an end.
+    write(&event, 1);
+    vm.settle();
+    vm.port_store(0, 0xa0, 0x63).unwrap();
+    assert_eq!((counter(&ended), latches(&vm), pics(&vm)[1].irr), (Ok(1), 0, 0));
+}
+
+#[test]
+fn the_8259s_output_reaches_the_boot_cpu_through_lint0() {
+    let vm = machine();
+    initialise_pics(&vm);
+    vm.irq_line(KvmIrqLevel { irq: 3, level: 1 }).unwrap();
+    assert!(vm.on_lapic(0, |lapic| lapic.next().extint).unwrap());
+    vm.port_store(0, 0x21, 0x08).unwrap();
+    assert!(!vm.on_lapic(0, |lapic| lapic.next().extint).unwrap());
+}
+
+#[test]
+fn icw1_ends_edges_only_while_a_cpu_takes_the_8259s_interrupts() {
+    for (lint0, isr) in [(0x700, 0), (0x1_0700, 0x10)] {
+        let vm = machine();
+        vm.store(0, LAPIC_BASE + regs::LVT_LINT0 as u64, lint0).unwrap();
+        let mut chip = KvmIrqchip::of(CHIP_PIC_MASTER);
+        chip.set_pic(&KvmPicState { irr: 0x10, isr: 0x10, ..pics(&vm)[0] });
+        vm.set_irqchip(&chip).unwrap();
+        vm.port_store(0, 0x20, 0x11).unwrap();
+        assert_eq!((pics(&vm)[0].irr, pics(&vm)[0].isr), (0, isr), "LINT0 {lint0:#x}");
+    }
+}
+
+#[test]
+fn a_flag_of_an_8259_that_a_vmm_writes_as_another_number_reads_1() {
+    let vm = machine();
+    let mut chip = KvmIrqchip::of(CHIP_PIC_SLAVE);
+    let state = KvmPicState { poll: 7, auto_eoi: 2, priority_add: 0x1b, init_state: 9, irq_base: 0x2b, ..pics(&vm)[1] };
+    chip.set_pic(&state);
+    vm.set_irqchip(&chip).unwrap();
+    assert_eq!(pics(&vm)[1], KvmPicState { poll: 1, auto_eoi: 1, priority_add: 3, ..state });
+}
+
+#[test]
+fn accesses_to_other_ports_or_by_absent_vcpus_are_refused() {
+    let vm = machine();
+    assert_eq!((vm.port_load(0, 0x60), vm.port_store(0, 0x22, 1)), (Err(Errno::INVAL), Err(Errno::INVAL)));
+    assert_eq!((vm.port_load(1, 0x20), vm.port_store(1, 0x20, 1)), (Err(Errno::BADF), Err(Errno::BADF)));
+    vm.port_store(0, 0x21, 0x55).unwrap();
+    assert_eq!(vm.port_load(0, 0x21), Ok(0x55));
+    let bare = SoftVm::new(SoftVmOptions::default());
+    assert_eq!(bare.port_load(0, 0x20), Err(Errno::INVAL));
 }
