@@ -177,6 +177,16 @@ mod tests {
     }
 
     #[test]
+    fn the_directory_is_not_inherited_and_names_what_is_open() {
+        let info = FdInfoDir::open().unwrap();
+        let flags = rustix::io::fcntl_getfd(&info.dir).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let id = info.id_of(fd.as_fd()).unwrap();
+        assert_eq!((id.to_string(), EventfdId::of(&fd).unwrap()), (format!("eventfd {}", id.0), id));
+    }
+
+    #[test]
     fn a_full_resample_counter_does_not_block_the_notifier() {
         let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
         rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();

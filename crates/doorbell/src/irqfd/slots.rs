@@ -310,6 +310,30 @@ mod tests {
     }
 
     #[test]
+    fn an_event_during_a_change_is_handed_to_its_own_occupant_only() {
+        let slots = Slots::new();
+        let token = slots.insert('a').unwrap();
+        let slot = slots.get(token).unwrap();
+        let mut handed = None;
+        let change = |value: &mut char| {
+            assert_eq!(slot.fire(token, |_| ()), None, "left to the change");
+            *value = 'b';
+        };
+        assert_eq!(slot.change(token, change, |place| handed = *place), Some(()));
+        assert_eq!(handed, Some('b'));
+        let stale = Token::new(token.index(), token.generation() + 1);
+        assert_eq!(slot.change(stale, |_| (), |_| ()), None);
+        assert_eq!(format!("{token:?} {stale:?}"), "0.0 0.1");
+    }
+
+    #[test]
+    fn when_every_slot_was_used_a_value_comes_back() {
+        let slots = Slots::new();
+        slots.free.lock().fresh = SLOTS;
+        assert_eq!(slots.insert('a'), Err('a'));
+    }
+
+    #[test]
     fn a_slot_that_has_used_all_generations_is_retired() {
         let slots = Slots::new();
         let first = slots.insert('a').unwrap();

@@ -104,6 +104,16 @@ fn threads_dispatch_and_stop_one_by_one() {
 }
 
 #[test]
+fn dropping_a_thread_stops_it_and_waits_for_it() {
+    let dispatcher = dispatcher();
+    let inner = dispatcher.downgrade();
+    let thread = dispatcher.spawn("irqfd").unwrap();
+    assert_eq!(inner.strong_count(), 3, "the dispatcher, the thread, and who stops it");
+    drop(thread);
+    assert_eq!(inner.strong_count(), 1);
+}
+
+#[test]
 fn a_sink_that_panics_is_reported_by_its_thread_and_leaves_the_binding_usable() {
     let (dispatcher, fd) = (dispatcher(), eventfd());
     let sink = IrqfdTarget::Sink(Arc::new(|| -> Delivery { panic!("a sink of the embedder") }));

@@ -142,6 +142,64 @@ fn r6_h12_a_pin_unmasked_with_its_latch_set_asks_the_sharers_and_leaves_the_line
     assert!(!bench.resamplers.notify(pin));
 }
 
+/// A call, its pins, and how often the sharer had been told by then.
+type Call = (&'static str, ChipId, Vec<u16>, u64);
+
+/// Notes what pins are asked for.
+struct Asked {
+    resamplefd: Arc<OwnedFd>,
+    calls: Mutex<Vec<Call>>,
+}
+
+impl Asked {
+    fn note(&self, what: &'static str, chip: ChipId, pins: &Pins) {
+        self.calls.lock().push((what, chip, pins.to_vec(), counter(&*self.resamplefd)));
+    }
+}
+
+impl PinInput for Asked {
+    fn pins(&self, _: ChipId) -> u16 {
+        24
+    }
+
+    fn set(&self, _: ChipId, _: u16, _: LineSource, _: bool) -> Delivery {
+        Delivery::Ignored
+    }
+
+    fn reevaluate(&self, chip: ChipId, pins: &Pins) {
+        self.note("reevaluate", chip, pins);
+    }
+
+    fn withdraw(&self, chip: ChipId, pins: &Pins) {
+        self.note("withdraw", chip, pins);
+    }
+}
+
+#[test]
+fn r6_of_unmasked_pins_the_shared_ones_forget_their_latch_before_the_sharer_is_told_and_others_are_sent() {
+    let bench = Bench::new();
+    let device = bench.sharer(5);
+    let asked = Asked { resamplefd: Arc::clone(&device.resamplefd), calls: Mutex::default() };
+    assert!(bench.resamplers.covers(Pin { chip: IOAPIC, pin: 5 }));
+    assert!(!bench.resamplers.covers(Pin { chip: IOAPIC, pin: 6 }));
+    bench.resamplers.unmasked(&asked, IOAPIC, &Pins::from_slice(&[4, 5]));
+    assert_eq!(*asked.calls.lock(), [("reevaluate", IOAPIC, vec![4], 0), ("withdraw", IOAPIC, vec![5], 0)]);
+    assert_eq!(counter(&*device.resamplefd), 1);
+}
+
+#[test]
+fn only_the_line_of_a_single_sharer_is_lowered_for_him() {
+    let bench = Bench::new();
+    let [first, second] = [bench.sharer(5), bench.sharer(5)];
+    bench.signal(&first);
+    assert!(!bench.resamplers.lower_unshared(5), "the other one may hold it up");
+    assert_eq!(bench.lines.sources(5), RESAMPLE);
+    drop(second.irqfd);
+    assert!(bench.resamplers.lower_unshared(5));
+    assert_eq!(bench.lines.sources(5), 0);
+    assert!(!bench.resamplers.lower_unshared(6), "nobody");
+}
+
 #[test]
 fn r7_a_resample_binding_to_a_message_is_accepted_and_never_resamples() {
     let (table, notes) = message_table();
@@ -207,7 +265,9 @@ fn what_was_raised_is_saved_and_raised_again() {
     let error = other.resamplers.restore(&state).unwrap_err().to_string();
     assert!(error.contains("GSI 5") && error.contains("no such irqfd"), "{error}");
     let _devices = [other.sharer(5), other.sharer(9)];
+    other.resamplers.check(&state).unwrap();
     for raised in [vec![9, 5], vec![5, 5], vec![5, 6], vec![5, u32::MAX]] {
+        assert!(other.resamplers.check(&ResamplersState { raised: raised.clone() }).is_err());
         assert!(other.resamplers.restore(&ResamplersState { raised }).is_err());
         assert_eq!((other.lines.sources(5), other.resamplers.save().raised), (0, vec![]), "nothing is changed");
     }

@@ -1,3 +1,5 @@
+mod bounds;
+
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicU32, AtomicU64, Ordering},
