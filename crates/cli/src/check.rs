@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 mod failure;
 pub mod kvm;
+pub mod qemu;
 mod random;
 mod shrink;
 
@@ -23,12 +24,15 @@ pub struct Args {
 enum Oracle {
     /// The same random programs of calls on the kernel's KVM and on doorbell
     Kvm(kvm::Args),
+    /// The same random programs of register accesses and device actions on QEMU's chips and on doorbell's
+    Qemu(qemu::Args),
 }
 
 /// Runs the command.
 pub fn main(args: Args) -> ExitCode {
     match args.oracle {
         Oracle::Kvm(args) => kvm::main(args),
+        Oracle::Qemu(args) => qemu::main(args),
     }
 }
 

@@ -20,7 +20,8 @@ use options::CommandLine;
 
 const AFTER_HELP: &str = "\
 Options, with one dash or two; QEMU's others are accepted and ignored:
-  --machine q35               the machine: IOAPIC, local APICs, configuration ports, RAM from address 0
+  --machine q35               the machine: 8259s, IOAPIC, local APICs, configuration ports, RAM from address 0;
+                              `,8259=strict` for the 8259 of the data sheet in the place of KVM's
   --qtest unix:PATH | stdio   where qtest is spoken; `,server=on` waits for a client
   --qmp unix:PATH | stdio     where QMP is spoken (or -chardev socket,id=X,path=PATH -mon chardev=X,mode=control):
                               qmp_capabilities, query-status, cont, stop, system_reset, quit, and human-monitor-command

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use doorbell::chips::x86::ioapic::{self, Effect, IoApic, IoApicOptions};
 use doorbell::chips::x86::lapic::{ApicOptions, ApicSet, LocalApic, slot};
+use doorbell::chips::x86::pic::{self, Pic, PicOptions};
 use doorbell::clock::{Clock, VirtualClock};
 use doorbell::guest_ram::{GuestRam, RamBlock};
 use doorbell::{LineSource, MsiMessage, MsiTarget, PinInput, VcpuId};
@@ -33,13 +34,20 @@ const CONFIG_DATA: u16 = 0xcfc;
 pub enum Chip {
     /// The IOAPIC.
     IoApic,
+    /// The first 8259.
+    Master,
+    /// The second.
+    Slave,
 }
 
 impl Chip {
-    /// By the end of its path, such as `/machine/q35/ioapic`.
+    /// By the end of its path: `/machine/q35/ioapic`, `i8259[0]`, `i8259[1]`. (QEMU's names for the last two count all
+    /// devices of a machine.)
     pub fn of_path(path: &str) -> Option<Self> {
         match path.rsplit('/').next() {
             Some("ioapic") => Some(Self::IoApic),
+            Some("i8259[0]") => Some(Self::Master),
+            Some("i8259[1]") => Some(Self::Slave),
             _ => None,
         }
     }
@@ -48,6 +56,7 @@ impl Chip {
     pub fn pins(self) -> u16 {
         match self {
             Self::IoApic => ioapic::PINS as u16,
+            Self::Master | Self::Slave => pic::PINS,
         }
     }
 }
@@ -62,6 +71,7 @@ pub struct Machine {
     /// The private halves, by vCPU.
     locals: Vec<LocalApic>,
     ioapic: IoApic,
+    pic: Pic,
     config_address: u32,
     functions: BTreeMap<u8, Function>,
     /// The chip whose lines are watched: they are reported and reach it no more.
@@ -95,6 +105,9 @@ impl Machine {
         let locals = (0..options.cpus).filter_map(|cpu| apics.local(VcpuId(cpu))).map(enabled).collect();
         let msi: Arc<dyn MsiTarget> = apics.clone();
         let ioapic = IoApic::new(msi.clone(), IoApicOptions::default());
+        let wire = apics.clone();
+        let pic =
+            Pic::new(move |level| wire.set_pic_output(VcpuId(0), level), PicOptions { strict: options.strict_pic });
         let mut functions = BTreeMap::new();
         for device in &options.devices {
             let bus = DeviceBus::new(ram.clone(), msi.clone());
@@ -112,6 +125,7 @@ impl Machine {
             apics,
             locals,
             ioapic,
+            pic,
             config_address: 0,
             functions,
             watched: None,
@@ -217,6 +231,7 @@ impl Machine {
         bytes.fill(0xff);
         match port {
             CONFIG_ADDRESS if bytes.len() == 4 => bytes.copy_from_slice(&self.config_address.to_le_bytes()),
+            _ if self.pic_load(port, bytes) => {}
             _ => {
                 if let Some((function, offset)) = self.selected(port) {
                     function.config_read(offset, bytes);
@@ -229,12 +244,38 @@ impl Machine {
     pub fn port_store(&mut self, port: u16, bytes: &[u8]) {
         match (port, <[u8; 4]>::try_from(bytes)) {
             (CONFIG_ADDRESS, Ok(address)) => self.config_address = u32::from_le_bytes(address),
+            _ if self.pic_store(port, bytes) => {}
             _ => {
                 if let Some((function, offset)) = self.selected(port) {
                     function.config_write(offset, bytes);
                 }
             }
         }
+    }
+
+    /// A wider access to the 8259 is one to each byte's port. False if no byte's port is one of it.
+    fn pic_load(&mut self, port: u16, bytes: &mut [u8]) -> bool {
+        let mut any = false;
+        for (byte, port) in bytes.iter_mut().zip(port..=u16::MAX) {
+            if pic::PORTS.contains(&port) {
+                let ended = self.pic.read(port, std::slice::from_mut(byte));
+                self.pic.settle(ended);
+                any = true;
+            }
+        }
+        any
+    }
+
+    fn pic_store(&mut self, port: u16, bytes: &[u8]) -> bool {
+        let mut any = false;
+        for (byte, port) in bytes.iter().zip(port..=u16::MAX) {
+            if pic::PORTS.contains(&port) {
+                let ended = self.pic.write(port, std::slice::from_ref(byte));
+                self.pic.settle(ended);
+                any = true;
+            }
+        }
+        any
     }
 
     /// The function and the offset in its configuration space that a data port stands for.
@@ -255,10 +296,10 @@ impl Machine {
             return;
         }
         match chip {
-            Chip::IoApic => {
-                self.ioapic.set(ioapic::CHIP, pin, LineSource::USER, level);
-            }
-        }
+            Chip::IoApic => self.ioapic.set(ioapic::CHIP, pin, LineSource::USER, level),
+            Chip::Master => self.pic.set(pic::CHIP, pin, LineSource::USER, level),
+            Chip::Slave => self.pic.set(pic::CHIP + 1, pin, LineSource::USER, level),
+        };
     }
 
     /// From now on the lines of `chip` are reported and do not reach it. False if another chip's already are.
@@ -302,6 +343,11 @@ impl Machine {
     /// The IOAPIC, to be looked at.
     pub fn ioapic(&self) -> &IoApic {
         &self.ioapic
+    }
+
+    /// The 8259 pair, to be looked at.
+    pub fn pic(&self) -> &Pic {
+        &self.pic
     }
 
     /// The local APIC of a vCPU, to be looked at.

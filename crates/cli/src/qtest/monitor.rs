@@ -3,8 +3,9 @@
 
 use std::fmt::Write;
 
-use doorbell::chips::x86::ioapic::RedirectionEntry;
+use doorbell::chips::x86::ioapic::{PinSnapshot, RedirectionEntry};
 use doorbell::chips::x86::lapic::{LocalApic, slot};
+use doorbell::chips::x86::pic::PicState;
 use serde_json::{Value, json};
 
 use super::machine::Machine;
@@ -121,7 +122,8 @@ fn numbers(numbers: impl Iterator<Item = String>) -> String {
 }
 
 fn info_pic(machine: &Machine) -> String {
-    let state = machine.ioapic().state();
+    let ioapic = machine.ioapic();
+    let (state, pins) = (ioapic.state(), ioapic.save().pins);
     let mut text = String::new();
     let _ = writeln!(text, "ioapic0: ver=0x20 id={:#04x} sel={:#04x}\r", state.id, state.ioregsel);
     for (pin, bits) in state.redirtbl.into_iter().enumerate() {
@@ -137,10 +139,28 @@ fn info_pic(machine: &Machine) -> String {
             if entry.logical() { "logical" } else { "physical" },
         );
     }
-    let pins = |bits: u32| numbers((0..24).filter(move |pin| bits >> pin & 1 == 1).map(|pin: u32| pin.to_string()));
-    let remote = (0..).zip(state.redirtbl).filter(|(_, entry)| RedirectionEntry::from_bits(*entry).remote_irr());
-    let _ = writeln!(text, "  IRR      {}\r", pins(state.irr));
-    let _ = writeln!(text, "  Remote IRR {}\r", pins(remote.fold(0, |bits, (pin, _)| bits | 1 << pin)));
+    let pins_where = |what: &dyn Fn(&PinSnapshot) -> bool| {
+        let pins = pins.iter().enumerate().filter(|(_, pin)| what(pin));
+        numbers(pins.map(|(pin, _)| pin.to_string()))
+    };
+    let latched = pins_where(&|pin| pin.latched);
+    let remote = pins_where(&|pin| RedirectionEntry::from_bits(pin.entry).remote_irr());
+    let _ = writeln!(
+        text,
+        "  IRR      {latched}\r
+  Remote IRR {remote}\r"
+    );
+    for chip in [1, 0] {
+        let PicState { irr, imr, isr, priority_add, irq_base, read_isr, elcr, fully_nested, .. } =
+            machine.pic().state(chip);
+        let _ = writeln!(
+            text,
+            "pic{chip}: irr={irr:02x} imr={imr:02x} isr={isr:02x} hprio={priority_add} irq_base={irq_base:02x} \
+             rr_sel={} elcr={elcr:02x} fnm={}\r",
+            u8::from(read_isr),
+            u8::from(fully_nested),
+        );
+    }
     text
 }
 

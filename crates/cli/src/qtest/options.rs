@@ -50,13 +50,15 @@ pub struct Options {
     pub mib: u64,
     /// The remapping unit.
     pub iommu: Option<Iommu>,
+    /// The 8259 pair as its data sheet has it, and not as KVM.
+    pub strict_pic: bool,
     /// PCI functions.
     pub devices: Vec<Device>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cpus: 1, mib: DEFAULT_MIB, iommu: None, devices: Vec::new() }
+        Self { cpus: 1, mib: DEFAULT_MIB, iommu: None, strict_pic: false, devices: Vec::new() }
     }
 }
 
@@ -137,7 +139,7 @@ impl CommandLine {
                 None => "",
             };
             match option {
-                "machine" | "M" => machine(value)?,
+                "machine" | "M" => line.machine.strict_pic = machine(value)?,
                 "smp" => line.machine.cpus = cpus(value)?,
                 "m" => line.machine.mib = mib(value)?,
                 "qtest" => line.qtest = Some(channel(word, value)?),
@@ -212,12 +214,12 @@ impl Options {
     }
 }
 
-/// Of the machine's properties none matters here: the chips are never the kernel's.
-fn machine(value: &str) -> Result<(), String> {
+/// Whether the 8259 is strict. QEMU's properties do not matter here: the chips are never the kernel's.
+fn machine(value: &str) -> Result<bool, String> {
     let value = Value::of(value);
     let name = value.first_or("type");
     if name == "q35" || name.starts_with("pc-q35") {
-        return Ok(());
+        return Ok(value.keys.get("8259") == Some(&"strict"));
     }
     Err(format!("--machine `{name}`: q35 is what there is"))
 }
@@ -277,7 +279,7 @@ mod tests {
         let line = parse("--machine q35 --qtest unix:/tmp/q --qmp=unix:/tmp/m,server=on,wait=off").unwrap();
         assert_eq!(line.qtest, Some(unix("/tmp/q")));
         assert_eq!(line.qmp, Some(Channel::Unix { path: "/tmp/m".into(), server: true }));
-        assert_eq!(line.machine, Options { cpus: 1, mib: 128, iommu: None, devices: vec![] });
+        assert_eq!(line.machine, Options { strict_pic: false, cpus: 1, mib: 128, iommu: None, devices: vec![] });
     }
 
     #[test]
@@ -292,7 +294,7 @@ mod tests {
         let edu = Device { devfn: 0x18, model: Model::Edu };
         let ivshmem = Device { devfn: 0x21, model: Model::Ivshmem { vectors: 3, server: Some("/d/p".into()) } };
         let iommu = Some(Iommu::Intel { remapping: true });
-        assert_eq!(line.machine, Options { cpus: 2, mib: 256, iommu, devices: vec![edu, ivshmem] });
+        assert_eq!(line.machine, Options { cpus: 2, mib: 256, iommu, strict_pic: false, devices: vec![edu, ivshmem] });
         assert_eq!((line.qtest, line.qmp), (Some(unix("/d/q")), Some(unix("/d/m"))));
     }
 
@@ -326,7 +328,7 @@ mod tests {
             let error = parse(line).unwrap_err();
             assert!(error.contains(named), "{line}: {error}");
         }
-        let accepted = parse("-smp 288 -m 2G").unwrap().machine;
-        assert_eq!((accepted.cpus, accepted.mib), (288, 2048));
+        let accepted = parse("-smp 288 -m 2G -M q35,8259=strict").unwrap().machine;
+        assert_eq!((accepted.cpus, accepted.mib, accepted.strict_pic), (288, 2048, true));
     }
 }

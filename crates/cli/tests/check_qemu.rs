@@ -1,0 +1,146 @@
+//! `doorbell check qemu`, from outside: that it passes, that it finds what is wrong, and how it ends.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const SKIPPED: i32 = 77;
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doorbell"));
+    command.args(["check", "qemu"]).args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn check(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+/// The JSON report, or `None` with a loud line where there is no QEMU.
+fn report(arguments: &[&str], status: i32) -> Option<Value> {
+    let output = check(&[arguments, &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    if output.status.code() == Some(SKIPPED) {
+        println!("SKIPPED: {}", report["skipped"]);
+        assert_eq!(report["passed"], 0, "what is skipped does not pass");
+        return None;
+    }
+    assert_eq!(output.status.code(), Some(status), "{report:#}");
+    Some(report)
+}
+
+#[test]
+fn programs_find_no_difference_and_reach_every_step() {
+    let Some(report) = report(&["--machine", "q35", "--seed", "7", "--programs", "40"], 0) else { return };
+    assert_eq!((&report["passed"], &report["failed"]), (&40.into(), &0.into()));
+    let steps = report["steps"].as_object().unwrap();
+    assert_eq!(steps.len(), 15, "every step was taken: {steps:?}");
+    assert!(report["reached"].as_array().unwrap().len() >= 18, "{}", report["not_reached"]);
+}
+
+#[test]
+fn shards_cover_the_programs_once() {
+    let Some(first) = report(&["--programs", "5", "--shard", "0/2"], 0) else { return };
+    let second = report(&["--programs", "5", "--shard", "1/2"], 0).unwrap();
+    assert_eq!((&first["passed"], &second["passed"]), (&3.into(), &2.into()));
+}
+
+/// A fault in doorbell is found, and the program that shows it is short.
+fn finds(fault: &str, programs: &str, longest: usize) {
+    let Some(report) = report(&["--seed", "3", "--programs", programs, "--cripple", fault], 1) else { return };
+    let failures = report["failures"].as_array().unwrap();
+    assert_eq!(failures.len() as u64, report["failed"].as_u64().unwrap());
+    assert!(failures.iter().all(|failure| failure["repeats"] == true), "{failures:#?}");
+    let shortest = failures.iter().map(|failure| failure["calls"].as_array().unwrap().len()).min().unwrap();
+    assert!(shortest <= longest, "{fault}: {shortest} calls are left: {failures:#?}");
+    assert!(failures.iter().all(|failure| !failure["differs"].as_array().unwrap().is_empty()));
+}
+
+#[test]
+fn an_eoi_register_that_does_nothing_is_found() {
+    finds("eoi-register", "16", 3);
+}
+
+#[test]
+fn a_missing_remote_irr_is_found() {
+    finds("remote-irr", "16", 2);
+}
+
+#[test]
+fn a_missing_trigger_mode_is_found() {
+    finds("trigger-mode", "12", 2);
+}
+
+#[test]
+fn a_line_that_stays_high_is_found() {
+    finds("line-stays-high", "12", 4);
+}
+
+#[test]
+fn pending_bits_that_are_not_shown_are_found() {
+    finds("msix-mask", "12", 2);
+}
+
+#[test]
+fn a_lost_event_of_a_masked_vector_is_found() {
+    finds("msix-pending", "40", 2);
+}
+
+#[test]
+fn a_wrong_specific_eoi_is_found() {
+    finds("specific-eoi", "60", 4);
+}
+
+#[test]
+fn a_failure_is_printed_as_a_list_of_steps_with_both_answers() {
+    let output = check(&["--seed", "3", "--programs", "12", "--cripple", "trigger-mode"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    if output.status.code() == Some(SKIPPED) {
+        return;
+    }
+    assert!(text.contains("(level), doorbell "), "{text}");
+    assert!(text.contains("again: doorbell check qemu --machine q35 --seed 3 --calls 50 --only "), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(last.ends_with(" failed") && last.contains(" passed, "), "{last}");
+}
+
+#[test]
+fn without_qemu_it_says_which_package_has_it_and_nothing_passes() {
+    let output = command(&[]).env("QTEST_QEMU_BINARY", "qemu-that-is-not-there").output().unwrap();
+    assert_eq!(output.status.code(), Some(SKIPPED));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let why = "qemu-that-is-not-there is not installed; Debian's package is qemu-system-x86";
+    assert_eq!(text, format!("SKIPPED, NOTHING WAS COMPARED: {why}\n0 passed, 0 failed\n"));
+}
+
+#[test]
+fn a_program_that_is_no_qemu_is_an_error_of_one_line() {
+    let output = command(&[]).env("QTEST_QEMU_BINARY", "/bin/false").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.contains("QEMU ended (exit status: 1)"), "{error}");
+}
+
+#[test]
+fn short_programs_other_machines_and_bad_shards_are_wrong_usage() {
+    for (arguments, named) in [
+        (["--calls", "49"], "50"),
+        (["--shard", "2/2"], "0/2"),
+        (["--machine", "pc"], "q35"),
+        (["--cripple", "nothing"], "remote-irr"),
+    ] {
+        let output = check(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.contains(named), "{errors}");
+    }
+}
+
+#[test]
+fn the_differences_on_purpose_can_be_listed_without_qemu() {
+    let output = command(&["--differences"]).env("QTEST_QEMU_BINARY", "qemu-that-is-not-there").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("edge-raised-again ")), "{text}");
+}
