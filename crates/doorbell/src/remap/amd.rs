@@ -86,6 +86,8 @@ pub mod command;
 pub mod event;
 mod filled;
 mod look_up;
+#[cfg(all(test, loom))]
+mod models;
 pub mod registers;
 mod state;
 pub mod tables;

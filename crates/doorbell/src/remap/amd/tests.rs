@@ -4,6 +4,7 @@ mod blocked;
 mod commands;
 mod guests;
 mod logs;
+mod machine;
 mod registers;
 mod rig;
 mod saved;

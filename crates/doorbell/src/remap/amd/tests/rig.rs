@@ -152,6 +152,14 @@ impl Rig {
         }
     }
 
+    /// Fires a message that is prepared for it, or sends it.
+    pub fn fire_or_send(&self, message: &MsiMessage, prepared: bool) {
+        match self.remap.prepare(message).filter(|_| prepared) {
+            Some(target) => self.fire(&[target]),
+            None => assert!(self.remap.send(message).is_ok()),
+        }
+    }
+
     /// What came out since the last call.
     pub fn taken(&self) -> Vec<(u64, u32)> {
         std::mem::take(&mut *self.sink.0.lock().unwrap())
