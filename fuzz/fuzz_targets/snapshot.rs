@@ -42,6 +42,14 @@ fuzz_target!(|bytes: &[u8]| {
         Err(_) => assert_eq!(irqs.save(), before),
     }
     if let Some(x86) = &snapshot.x86 {
+        let vtd = doorbell_fuzz::vtd(2, machine.apics.clone()).0;
+        for state in &x86.vtd {
+            let before = vtd.save();
+            match vtd.restore(state) {
+                Ok(()) => assert_eq!(vtd.save(), *state),
+                Err(_) => assert_eq!(vtd.save(), before),
+            }
+        }
         let before = machine.ioapic.save();
         match machine.ioapic.restore(&x86.ioapic) {
             Ok(()) => assert_eq!(machine.ioapic.save(), x86.ioapic),

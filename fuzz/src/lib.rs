@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use doorbell::{
-    VcpuId,
+    MsiTarget, VcpuId,
     chips::x86::{
         ioapic::{IoApic, IoApicOptions, Version},
         lapic::{ApicOptions, ApicSet, LocalApic, TimerModes, TimerOptions},
     },
     clock::VirtualClock,
+    guest_ram::RamBlock,
+    remap::vtd::{VtdOptions, VtdUnit},
 };
 
 /// Bytes that are taken from the front.
@@ -75,4 +77,14 @@ impl Machine {
         let cpus = [0, 1].map(|vcpu| apics.local(VcpuId(vcpu)).expect("each half is taken once"));
         Self { cpus, clock, ioapic: IoApic::new(target, ioapic_options), apics }
     }
+}
+
+/// How much memory a [`vtd`] machine has.
+pub const RAM: usize = 0x2_0000;
+
+/// A VT-d unit with so many fault records, and its guest's memory.
+pub fn vtd(fault_records: usize, target: Arc<dyn MsiTarget>) -> (VtdUnit, Arc<RamBlock>) {
+    let ram = Arc::new(RamBlock::new(0, RAM));
+    let options = VtdOptions { fault_records, messages: 64, ..VtdOptions::default() };
+    (VtdUnit::new(options, target, ram.clone()), ram)
 }

@@ -12,9 +12,11 @@
 
 pub mod amd;
 pub mod cache;
+mod scopes;
 pub mod vtd;
 
 pub use cache::{RemapCache, Remapper, Way};
+pub use scopes::Scopes;
 
 use crate::guest_ram::{GuestRam, GuestRamExt, NoMemory};
 

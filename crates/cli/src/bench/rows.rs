@@ -3,6 +3,7 @@
 mod machine;
 mod messages;
 mod pins;
+mod remap;
 pub mod remote;
 mod routes;
 
@@ -73,6 +74,7 @@ pub fn all() -> Vec<Row> {
         Row::new("ioapic-mask", "entry masked and unmasked by the guest", pins::mask).target(50.0),
         Row::new("msix-deliver", "MSI-X event → pending", messages::msix_deliver).target(15.0),
         Row::new("msix-mask-cycle", "MSI-X mask → event → unmask", messages::msix_mask_cycle).target(50.0),
+        Row::new("remap-msi", "what a message costs more behind VT-d", remap::vtd).target(10.0),
         Row::new("route-update", "one message of 4,096 changed, source idle", routes::update_idle)
             .target(40.0)
             .kernel(kernel::set_routing),

@@ -41,6 +41,8 @@
 mod entry;
 mod event;
 mod faults;
+#[cfg(all(test, not(loom)))]
+mod machine;
 mod queue;
 pub mod registers;
 #[cfg(all(test, not(loom)))]

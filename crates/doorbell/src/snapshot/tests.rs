@@ -6,14 +6,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Error, MsiMessage, VcpuId,
+    Delivery, Error, MsiMessage, MsiTarget, VcpuId,
     chips::x86::{
         ioapic::{CHIP, INDEX, IoApic, IoApicOptions, WINDOW},
         lapic::{ApicOptions, ApicSet, LocalApic},
     },
     clock::VirtualClock,
+    guest_ram::RamBlock,
     manager::{IrqManager, SoftOptions},
     pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool, msix::registers::MessageControl},
+    remap::vtd::{VtdOptions, VtdUnit, registers},
     route::{Route, RouteEntry, RoutePolicy},
 };
 
@@ -23,6 +25,7 @@ struct Machine {
     ioapic: Arc<IoApic>,
     cpus: Vec<LocalApic>,
     msix: MsixTable<InjectorMask>,
+    vtd: VtdUnit,
 }
 
 fn machine() -> Machine {
@@ -33,11 +36,12 @@ fn machine() -> Machine {
         cpu.write(0xf0, 0x1ff);
     }
     let ioapic = Arc::new(IoApic::new(apics.clone(), IoApicOptions::default()));
+    let vtd = VtdUnit::new(VtdOptions::default(), apics.clone(), Arc::new(RamBlock::new(0, 0x4000)));
     let options = SoftOptions::new(apics, ioapic.clone()).policy(RoutePolicy::KVM_X86);
     let irqs = IrqManager::soft(options).unwrap();
     let pool = VectorPool::new(irqs.vectors());
     let msix = MsixTable::new(InjectorMask::new(&pool, 4, InjectorOptions::default()).unwrap()).unwrap();
-    Machine { clock, irqs, ioapic, cpus, msix }
+    Machine { clock, irqs, ioapic, cpus, msix, vtd }
 }
 
 impl Machine {
@@ -45,7 +49,7 @@ impl Machine {
         let apics = self.cpus.iter().map(LocalApic::save).collect();
         Snapshot {
             manager: self.irqs.save(),
-            x86: Some(X86State { ioapic: self.ioapic.save(), apics }),
+            x86: Some(X86State { ioapic: self.ioapic.save(), apics, vtd: vec![self.vtd.save()] }),
             msix: vec![self.msix.save()],
             msi: vec![],
         }
@@ -54,7 +58,10 @@ impl Machine {
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let Snapshot { manager, x86, msix, msi: _ } = snapshot;
         self.irqs.restore(manager)?;
-        let X86State { ioapic, apics } = x86.as_ref().unwrap();
+        let X86State { ioapic, apics, vtd } = x86.as_ref().unwrap();
+        for state in vtd {
+            self.vtd.restore(state)?;
+        }
         self.ioapic.restore(ioapic)?;
         for (cpu, state) in self.cpus.iter_mut().zip(apics) {
             cpu.restore(state)?;
@@ -104,6 +111,14 @@ fn busy() -> Machine {
     machine.cpus[1].write(0x320, 0x4_0072);
     machine.cpus[1].msr_write(0x6e0, 1_000_000).unwrap();
     machine.clock.advance(400_000);
+    // A remapping unit has blocked a message, and its masked event waits; its queue has stopped.
+    machine.vtd.write(registers::TABLE_ADDRESS, 8, 0x1000);
+    machine.vtd.write(registers::GLOBAL_COMMAND, 4, 0x100_0000);
+    machine.vtd.write(registers::GLOBAL_COMMAND, 4, 0x600_0000);
+    machine.vtd.write(registers::FAULT_EVENT + 4, 4, 0x75);
+    machine.vtd.write(registers::FAULT_EVENT + 8, 4, 0xfee0_0000);
+    assert_eq!(machine.vtd.send(&MsiMessage::new(0xfee0_0030, 0)).unwrap(), Delivery::Ignored);
+    machine.vtd.write(registers::QUEUE_TAIL, 8, 0x10);
     machine
 }
 
@@ -119,6 +134,10 @@ fn a_machine_in_flight_goes_on_where_it_was() {
     assert_eq!(restored.taken(1), [0x62, 0x42], "pending behind their masks");
     restored.irqs.irq_line(9, false);
     assert_eq!(restored.taken(0), [0x51], "the level line that was up is sent once and then low");
+    assert_eq!(restored.vtd.read(registers::FAULT_STATUS, 4), 0x12);
+    assert_eq!(restored.vtd.read(registers::FAULT_RECORDS, 8), 1 << 48);
+    restored.vtd.write(registers::FAULT_EVENT, 4, 0);
+    assert_eq!(restored.taken(0), [0x75], "the fault event of the remapping unit");
     for (ns, taken) in [(599_999, [false, false]), (1, [true, true]), (999_999, [false, false]), (1, [true, false])] {
         restored.clock.advance(ns);
         assert_eq!([0, 1].map(|cpu: usize| restored.cpus[cpu].tick()), taken);

@@ -35,12 +35,17 @@ pub struct Machine {
 impl Machine {
     /// A machine with so many vCPUs and no pins. Single owners get the bias, where the kernel has `membarrier`.
     pub fn new(vcpus: u32) -> Self {
+        Self::behind(vcpus, |apics| apics)
+    }
+
+    /// The same with a station between routes and local APICs.
+    pub fn behind(vcpus: u32, station: impl FnOnce(Arc<dyn MsiTarget>) -> Arc<dyn MsiTarget>) -> Self {
         let kicked = AtomicBool::new(false);
         // An embedder's kick at its cheapest. Relaxed: nothing is ordered by it.
         let kick = move |_: VcpuId| kicked.store(true, Ordering::Relaxed);
         let apics = ApicSet::new(vcpus, Arc::new(kick), ApicOptions::default());
         let cpus = (0..vcpus).map(|vcpu| enabled(&apics, vcpu)).collect();
-        let target: Arc<dyn MsiTarget> = apics.clone();
+        let target = station(apics.clone());
         let bias = BiasPermit::request().ok();
         let table = RouteTable::with_bias(target, Arc::new(NoPins), RoutePolicy::default(), bias);
         Self { apics, cpus, table: Arc::new(table) }
