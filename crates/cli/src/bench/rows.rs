@@ -1,6 +1,7 @@
 //! The rows of the table: what is measured, by which work, beside what of the kernel's. Shared with `benches/`.
 
 mod machine;
+mod many;
 mod messages;
 mod pins;
 mod remap;
@@ -68,6 +69,9 @@ pub fn all() -> Vec<Row> {
         Row::new("msi-kick", "the first for a sleeping vCPU, kick included", messages::kick).target(17.0),
         Row::new("msi-kick-shared", "the same from a trigger of any thread", messages::kick_shared).target(26.0),
         Row::new("lapic-cycle", "LAPIC inject → acknowledge → EOI", messages::lapic_cycle).target(30.0),
+        Row::new("lapic-cycle-64", "the same on 64 vCPUs in turn", many::cycle_64).target(30.0),
+        Row::new("lapic-cycle-1024", "the same on 1,024 vCPUs in turn", many::cycle_1024).target(30.0),
+        Row::new("ipi-broadcast", "IPI to 1,023 others: the cost per target", many::broadcast),
         Row::new("ioapic-edge", "IOAPIC edge pulse", pins::edge).target(20.0).kernel(kernel::irq_line_pulse),
         Row::new("ioapic-level", "IOAPIC level cycle: raise → lower → EOI", pins::level).target(35.0),
         Row::new("ioapic-level-lapic", "the same through a LAPIC that takes and ends it", pins::level_lapic),

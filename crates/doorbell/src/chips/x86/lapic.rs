@@ -62,6 +62,7 @@
 //! ```
 
 mod access;
+mod destination;
 mod interrupt;
 mod local;
 #[cfg(all(test, not(loom)))]
@@ -96,6 +97,10 @@ pub struct ApicOptions {
     pub strict: bool,
     /// x2APIC ids above 255 can be addressed (`KVM_X2APIC_API_USE_32BIT_IDS`).
     pub extended_ids: bool,
+    /// Bits 11:5 of a message's address are bits 14:8 of its destination, and so are bits 55:49 of an IOAPIC's entry: what
+    /// KVM calls `KVM_FEATURE_MSI_EXT_DEST_ID`, and Xen and Hyper-V offer too. Without interrupt remapping, a guest can so
+    /// send devices' interrupts to 32,768 CPUs.
+    pub ext_dest_id: bool,
     /// Destination 0xff of a message is not a broadcast in x2APIC mode (`KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK`).
     pub no_broadcast_quirk: bool,
     /// Guests may suppress the broadcast of ends of interrupt. Needs an IOAPIC with an EOI register; KVM offers it only
@@ -113,6 +118,7 @@ impl Default for ApicOptions {
         Self {
             strict: false,
             extended_ids: false,
+            ext_dest_id: false,
             no_broadcast_quirk: false,
             eoi_suppression: false,
             physical_address_bits: 46,

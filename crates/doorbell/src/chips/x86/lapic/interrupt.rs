@@ -1,6 +1,9 @@
 //! One interrupt on its way to local APICs, and the forms it comes in.
 
-use super::registers::{DeliveryMode, Icr, MessageAddress, MessageData, Shorthand};
+use super::{
+    ApicOptions,
+    registers::{DeliveryMode, Icr, MessageAddress, MessageData, Shorthand},
+};
 use crate::{MsiMessage, Target};
 
 /// An interrupt with its destination.
@@ -18,13 +21,13 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// As KVM reads a message: spec L10, Q5 and the extended ids of `KVM_CAP_X2APIC_API`.
-    pub fn of_message(message: &MsiMessage, extended_ids: bool) -> Self {
+    /// As KVM reads a message: spec L10, Q5 and the extended ids of `KVM_CAP_X2APIC_API`; and as hypervisors read the
+    /// extended destination.
+    pub fn of_message(message: &MsiMessage, options: &ApicOptions) -> Self {
         let address = MessageAddress::from_bits(message.address);
         let data = MessageData::from_bits(message.data);
-        let high = if extended_ids { address.destination_high() << 8 } else { 0 };
         Self {
-            destination: high | u32::from(address.destination()),
+            destination: address.wide_destination(options.extended_ids, options.ext_dest_id),
             logical: address.logical(),
             shorthand: Shorthand::None,
             mode: data.delivery_mode(),

@@ -72,11 +72,13 @@ impl Format {
 }
 
 #[bitfield_struct::bitfield(u64)]
+#[derive(PartialEq, Eq)]
 pub(super) struct Summary {
     #[bits(8)]
     pub format: Format,
+    /// Counts the changes of the map; odd during one.
     #[bits(24)]
-    __: u32,
+    generation: u32,
     /// The highest id that the map has, at least 255.
     pub last_id: u32,
 }
@@ -86,7 +88,7 @@ pub(super) struct Summary {
 pub(super) struct Named(u32);
 
 impl Named {
-    const NOBODY: Self = Self(0);
+    pub const NOBODY: Self = Self(0);
     /// Only while a table is computed: several APICs.
     const SEVERAL: Self = Self(u32::MAX);
     const ACCEPTS: u32 = 1 << 31;
@@ -107,28 +109,59 @@ impl Named {
     }
 }
 
+/// What was written to the map last; whoever changes it holds it locked. The writer does not read the map itself, which
+/// also is what loom needs to find that others do.
+#[derive(Debug)]
+pub(super) struct Written {
+    configs: Vec<Config>,
+    by_id: Vec<Named>,
+    by_logical: [Named; FLAT + CLUSTERED],
+    summary: Summary,
+}
+
+/// How many logical ids the flat format has.
+const FLAT: usize = 8;
+/// How many the cluster format has. A model needs no more than one cluster.
+const CLUSTERED: usize = if cfg!(loom) { 4 } else { 64 };
+/// What every CPU in xAPIC mode can have as its id, at least. A model needs two.
+const FEWEST_IDS: u32 = if cfg!(loom) { 2 } else { 256 };
+
 /// The map.
 #[derive(Debug)]
 pub(super) struct Map {
     /// Each CPU's x2APIC id, for ever.
     ids: Box<[u32]>,
-    /// Each CPU's [`Config`]. Written under `ApicSet`'s map lock.
+    /// Each CPU's [`Config`]. Written by who has [`Written`], like all that follows.
     configs: Box<[AtomicU64]>,
-    /// By APIC id: [`Named`]. Written under the map lock; an entry whose APIC did not change keeps its value throughout.
+    /// By APIC id: [`Named`].
     by_id: Box<[AtomicU32]>,
-    /// [`Summary`]. Written under the map lock.
+    /// By logical id of xAPIC mode, a bit each: [`Named`]. The eight of the flat format, then four for each of 16
+    /// clusters. Only of use while the logical ids are in that format and distinct.
+    by_logical: [AtomicU32; FLAT + CLUSTERED],
+    /// [`Summary`]. Written before everything else and after it: who finds it the same, and even, around a look at several
+    /// entries has seen them as they were at one moment.
     summary: AtomicU64,
 }
 
 impl Map {
-    pub fn new(ids: &[u32]) -> Self {
-        let last = ids.iter().copied().max().unwrap_or(0).max(255);
-        Self {
+    /// The map of APICs that are all absent.
+    pub fn new(ids: &[u32]) -> (Self, Written) {
+        let last = ids.iter().copied().max().unwrap_or(0).max(FEWEST_IDS - 1);
+        let summary = Summary::new().with_format(Format::None).with_last_id(255);
+        let written = Written {
+            configs: vec![Config::new(); ids.len()],
+            by_id: vec![Named::NOBODY; last as usize + 1],
+            by_logical: [Named::NOBODY; FLAT + CLUSTERED],
+            summary,
+        };
+        let map = Self {
             ids: ids.into(),
             configs: ids.iter().map(|_| AtomicU64::new(0)).collect(),
             by_id: (0..=last).map(|_| AtomicU32::new(0)).collect(),
-            summary: AtomicU64::new(Summary::new().with_format(Format::None).with_last_id(255).into_bits()),
-        }
+            by_logical: std::array::from_fn(|_| AtomicU32::new(0)),
+            summary: AtomicU64::new(summary.into_bits()),
+        };
+        (map, written)
     }
 
     pub fn len(&self) -> usize {
@@ -149,6 +182,22 @@ impl Map {
         Summary::from_bits(self.summary.load(Ordering::Acquire))
     }
 
+    /// Whether the map has been the one of this summary since then, throughout.
+    #[inline]
+    pub fn is_still(&self, summary: Summary) -> bool {
+        // Relaxed: ordered after the looks before by their Acquire. Who has seen an entry of a change, which acquires, sees
+        // the odd generation that was stored before it, or what came later.
+        summary.generation() & 1 == 0 && Summary::from_bits(self.summary.load(Ordering::Relaxed)) == summary
+    }
+
+    /// Who has a logical id of xAPIC mode: bit `id` of the flat format, or bit `id % 4` of cluster `id / 4`.
+    #[inline]
+    pub fn logically_named(&self, format: Format, id: u32) -> Named {
+        let entry = if format == Format::Flat { id as usize } else { FLAT + id as usize };
+        // Acquire: as above.
+        self.by_logical.get(entry).map_or(Named::NOBODY, |entry| Named(entry.load(Ordering::Acquire)))
+    }
+
     /// Who has this id.
     #[inline]
     pub fn named(&self, id: u32) -> Named {
@@ -156,15 +205,29 @@ impl Map {
         self.by_id.get(id as usize).map_or(Named::NOBODY, |entry| Named(entry.load(Ordering::Acquire)))
     }
 
-    /// Changes what others know of an APIC. Under the map lock.
-    pub fn set(&self, index: usize, config: Config, extended_ids: bool) {
+    /// Changes what others know of an APIC.
+    pub fn set(&self, written: &mut Written, index: usize, config: Config, extended_ids: bool) {
+        let next = |summary: Summary| summary.with_generation(summary.generation().wrapping_add(1) & 0xff_ffff);
+        let changing = next(written.summary);
+        // Relaxed: published by the Release of each word that changes.
+        self.summary.store(changing.into_bits(), Ordering::Relaxed);
+        written.configs[index] = config;
         // Release: what the vCPU did before is seen by who decides by it.
         self.configs[index].store(config.into_bits(), Ordering::Release);
-        let configs: Vec<Config> = (0..self.len()).map(|index| self.config(index)).collect();
+        let (last_id, distinct) = self.set_ids(written, extended_ids);
+        let logical = self.set_logical_ids(written);
+        let format = if distinct { logical } else { Format::NoMap };
+        written.summary = next(changing).with_format(format).with_last_id(last_id);
+        // Release: publishes all that was written above.
+        self.summary.store(written.summary.into_bits(), Ordering::Release);
+    }
+
+    /// Writes the table of ids. The highest of them, and whether they are distinct.
+    fn set_ids(&self, written: &mut Written, extended_ids: bool) -> (u32, bool) {
         let mut table = vec![Named::NOBODY; self.by_id.len()];
         let mut last_id = 255;
-        let mut aliased = false;
-        for (index, &config) in configs.iter().enumerate().filter(|(_, config)| config.present()) {
+        let mut distinct = true;
+        for (index, &config) in written.configs.iter().enumerate().filter(|(_, config)| config.present()) {
             let id = self.ids[index];
             last_id = last_id.max(id);
             let named = Named::new(index, config);
@@ -178,51 +241,58 @@ impl Map {
                 }
             } else {
                 let entry = if config.x2apic() { &mut table[id as usize] } else { xapic };
-                aliased |= *entry != Named::NOBODY;
+                distinct &= *entry == Named::NOBODY;
                 *entry = if *entry == Named::NOBODY { named } else { Named::SEVERAL };
             }
         }
-        for (entry, named) in self.by_id.iter().zip(table) {
-            let named = if named == Named::SEVERAL { Named::NOBODY } else { named };
-            // Relaxed: only this lock's holder writes. An unchanged entry is not written, so that it is never wrong.
-            if entry.load(Ordering::Relaxed) != named.0 {
-                entry.store(named.0, Ordering::Release);
-            }
-        }
-        let format = if aliased { Format::NoMap } else { self.format(&configs) };
-        let summary = Summary::new().with_format(format).with_last_id(last_id);
-        self.summary.store(summary.into_bits(), Ordering::Release);
+        write(&self.by_id, &mut written.by_id, &table);
+        (last_id, distinct)
     }
 
-    fn format(&self, configs: &[Config]) -> Format {
-        let mut format = Format::None;
-        let mut flat = 0u8;
-        let mut clusters = [0u8; 16];
-        for config in configs.iter().filter(|config| config.accepts()) {
+    /// Writes the table of logical ids, and says what they have in common.
+    fn set_logical_ids(&self, written: &mut Written) -> Format {
+        let mut common = Format::None;
+        let mut table = [Named::NOBODY; FLAT + CLUSTERED];
+        for (index, &config) in written.configs.iter().enumerate().filter(|(_, config)| config.accepts()) {
             if !config.x2apic() && !config.has_logical_id() {
                 continue;
             }
-            let own = match (config.x2apic(), config.flat()) {
-                (true, _) => Format::X2apic,
-                (false, true) => Format::Flat,
-                (false, false) => Format::Cluster,
-            };
-            if format != Format::None && format != own {
-                return Format::Mixed;
-            }
-            format = own;
             let logical = config.logical_id();
-            let (seen, mask) = match own {
-                Format::Flat => (&mut flat, logical),
-                Format::Cluster => (&mut clusters[usize::from(logical >> 4)], logical & 0xf),
-                _ => continue,
+            let (format, first, mask) = match (config.x2apic(), config.flat()) {
+                (true, _) => (Format::X2apic, 0, 0),
+                (false, true) => (Format::Flat, 0, logical),
+                (false, false) => (Format::Cluster, FLAT + usize::from(logical >> 4) * 4, logical & 0xf),
             };
-            if mask.count_ones() > 1 || *seen & mask != 0 {
-                return Format::Mixed;
+            if common != Format::None && common != format {
+                common = Format::Mixed;
+                break;
             }
-            *seen |= mask;
+            common = format;
+            match mask.count_ones() {
+                0 => {}
+                1 if table[first + mask.trailing_zeros() as usize] == Named::NOBODY => {
+                    table[first + mask.trailing_zeros() as usize] = Named::new(index, config);
+                }
+                _ => {
+                    common = Format::Mixed;
+                    break;
+                }
+            }
         }
-        format
+        write(&self.by_logical, &mut written.by_logical, &table);
+        common
+    }
+}
+
+/// Writes what has changed of a table. An entry whose APIC did not change is not written, so that it is never wrong.
+fn write(entries: &[AtomicU32], written: &mut [Named], table: &[Named]) {
+    for ((entry, written), &named) in entries.iter().zip(written).zip(table) {
+        let named = if named == Named::SEVERAL { Named::NOBODY } else { named };
+        if *written != named {
+            *written = named;
+            // Release: pairs with the Acquire of who looks, for the config and for the generation.
+            entry.store(named.0, Ordering::Release);
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! loom models of IRR and the kick: a vCPU that sleeps while something is pending has been kicked.
+//! loom models. IRR and the kick: a vCPU that sleeps while something is pending has been kicked. The map: an APIC that
+//! does not change is reached whatever the others do.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p doorbell --release --lib lapic`
 
@@ -10,7 +11,13 @@ use loom::{
     thread,
 };
 
-use super::shared::{Events, Shared};
+use super::{
+    ApicOptions, ApicSet,
+    interrupt::Interrupt,
+    map::{Config, Named},
+    shared::{Events, Shared},
+};
+use crate::MsiMessage;
 
 struct Machine {
     cpu: Shared,
@@ -144,4 +151,61 @@ fn the_handler_sees_what_was_written_before_a_merged_interrupt() {
             assert_eq!(seen, 2, "no interrupt is left, so the handler has seen the last of what they stood for");
         }
     });
+}
+
+/// CPU 1 keeps its logical id while CPU 0 moves to the same one (and on, if `on`): a message to it reaches CPU 1 in every
+/// interleaving. `checked`: as `choose` does it; else without a look at whether the map has changed meanwhile.
+fn unchanged_apic_is_reached(checked: bool, on: bool) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(move || {
+        let apics = ApicSet::new(2, std::sync::Arc::new(()), ApicOptions::default());
+        let config = |id: u8, logical_id: u8| {
+            Config::new()
+                .with_present(true)
+                .with_enabled(true)
+                .with_flat(true)
+                .with_has_logical_id(true)
+                .with_xapic_id(id)
+                .with_logical_id(logical_id)
+        };
+        apics.configure(0, config(0, 2));
+        apics.configure(1, config(1, 4));
+        let mover = {
+            let apics = apics.clone();
+            thread::spawn(move || {
+                apics.configure(0, config(0, 4));
+                if on {
+                    apics.configure(0, config(0, 8));
+                }
+            })
+        };
+        let interrupt = Interrupt::of_message(&MsiMessage::new(0xfee0_4004, 0x41), apics.options());
+        let mut reached = Vec::new();
+        if checked {
+            apics.choose(None, interrupt, &mut |index, _| reached.push(index));
+        } else if let Some(named) = apics.look_up(apics.map.summary(), &interrupt) {
+            reached.extend(named.into_iter().filter_map(Named::cpu));
+        } else {
+            reached.push(1);
+        }
+        mover.join().unwrap();
+        assert!(reached.contains(&1), "an APIC that did not change was not reached: {reached:?}");
+    });
+}
+
+#[test]
+fn an_apic_that_does_not_change_is_reached_by_its_logical_id() {
+    unchanged_apic_is_reached(true, false);
+}
+
+#[test]
+fn an_apic_is_reached_while_another_passes_over_its_logical_id() {
+    unchanged_apic_is_reached(true, true);
+}
+
+#[test]
+#[should_panic(expected = "was not reached")]
+fn a_look_that_does_not_ask_whether_the_map_changed_is_caught() {
+    unchanged_apic_is_reached(false, true);
 }

@@ -308,7 +308,7 @@ impl ApicBase {
     pub const RESERVED: u64 = 0x2ff;
 }
 
-/// The address of a message (section 11.11.1), with KVM's high bits of the destination.
+/// The address of a message (section 11.11.1), with the two ways of hypervisors to name more than 255 CPUs.
 #[bitfield(u64)]
 pub struct MessageAddress {
     #[bits(2)]
@@ -317,7 +317,11 @@ pub struct MessageAddress {
     pub logical: bool,
     /// Redirection hint: exactly one CPU of those that match.
     pub hint: bool,
-    __: u8,
+    /// The message is in the remappable format (VT-d, section 5.1.2.2), whose bits mean something else.
+    pub remappable: bool,
+    /// Bits 14:8 of the destination, as hypervisors have it ([`ext_dest_id`](super::ApicOptions::ext_dest_id)).
+    #[bits(7)]
+    pub destination_ext: u8,
     /// The destination.
     pub destination: u8,
     /// 0xfee.
@@ -327,6 +331,15 @@ pub struct MessageAddress {
     /// Bits 31:8 of the destination, if such ids are enabled.
     #[bits(24)]
     pub destination_high: u32,
+}
+
+impl MessageAddress {
+    /// The whole destination.
+    pub(super) fn wide_destination(self, extended_ids: bool, ext_dest_id: bool) -> u32 {
+        let high = if extended_ids { self.destination_high() << 8 } else { 0 };
+        let ext = if ext_dest_id && !self.remappable() { u32::from(self.destination_ext()) << 8 } else { 0 };
+        high | ext | u32::from(self.destination())
+    }
 }
 
 /// The data of a message (section 11.11.2).

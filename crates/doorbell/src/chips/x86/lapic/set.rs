@@ -6,9 +6,10 @@ use parking_lot::Mutex;
 
 use super::{
     ApicOptions, LocalApic,
+    destination::Source,
     interrupt::{Interrupt, Packed},
-    map::{Config, Format, Map, Named, hashed},
-    registers::{DeliveryMode, Esr, MessageAddress, Shorthand},
+    map::{Config, Map, Named, Written},
+    registers::{DeliveryMode, Esr, MessageAddress},
     shared::{Events, Shared},
 };
 use crate::{
@@ -18,22 +19,19 @@ use crate::{
     sync::Ordering,
 };
 
-const X2APIC_BROADCAST: u32 = u32::MAX;
-const XAPIC_BROADCAST: u32 = 0xff;
-
 /// The shared half of every local APIC; messages go in here.
 ///
 /// A [`Target`] is resolved at each [`fire`](MsiTarget::fire) through a table that only holds the APICs as they are now, so
 /// that it follows every change of ids and of the software enable by itself.
 pub struct ApicSet {
-    options: ApicOptions,
+    pub(super) options: ApicOptions,
     kick: Arc<dyn Kick>,
     clock: Arc<dyn Clock>,
     pub(super) cpus: Box<[Shared]>,
-    map: Map,
+    pub(super) map: Map,
     /// The map lock, last in the lock order: taken by a vCPU that changes its id, its destination format or its enable
     /// bits. Nothing is called while it is held, and no sender takes it.
-    map_lock: Mutex<()>,
+    written: Mutex<Written>,
 }
 
 impl std::fmt::Debug for ApicSet {
@@ -41,9 +39,6 @@ impl std::fmt::Debug for ApicSet {
         f.debug_struct("ApicSet").field("options", &self.options).field("cpus", &self.cpus).finish_non_exhaustive()
     }
 }
-
-/// Who sends: an APIC, or a device (`None`).
-type Source = Option<(usize, bool)>;
 
 impl ApicSet {
     /// `vcpus` APICs with the x2APIC ids 0, 1, 2…, whose timers go by the host's clock.
@@ -89,7 +84,8 @@ impl ApicSet {
 
     fn build(ids: &[u32], kick: Arc<dyn Kick>, clock: Arc<dyn Clock>, options: ApicOptions) -> Arc<Self> {
         let cpus = ids.iter().map(|_| Shared::new()).collect();
-        Arc::new(Self { options, kick, clock, cpus, map: Map::new(ids), map_lock: Mutex::new(()) })
+        let (map, written) = Map::new(ids);
+        Arc::new(Self { options, kick, clock, cpus, map, written: Mutex::new(written) })
     }
 
     /// How it was built.
@@ -126,8 +122,7 @@ impl ApicSet {
 
     /// Tells the others what has become of an APIC.
     pub(super) fn configure(&self, index: usize, config: Config) {
-        let _lock = self.map_lock.lock();
-        self.map.set(index, config, self.options.extended_ids);
+        self.map.set(&mut self.written.lock(), index, config, self.options.extended_ids);
     }
 
     /// A non-maskable interrupt for one vCPU, past all APICs (`KVM_NMI`). Absent vCPUs ignore it.
@@ -166,149 +161,6 @@ impl ApicSet {
             (false, _) => Delivery::Ignored,
             (true, 0) => Delivery::Coalesced,
             (true, n) => Delivery::Delivered(n),
-        }
-    }
-
-    /// Calls `each` for every APIC that is to get the interrupt. False where KVM answers -1.
-    fn choose(&self, source: Source, mut interrupt: Interrupt, each: &mut dyn FnMut(usize, Interrupt)) -> bool {
-        if let (Shorthand::This, Some((index, _))) = (interrupt.shorthand, source) {
-            each(index, interrupt);
-            return true;
-        }
-        let summary = self.map.summary();
-        let broadcast = self.is_broadcast(source, interrupt.destination, summary.format());
-        if interrupt.shorthand == Shorthand::None && summary.format() != Format::NoMap && !broadcast {
-            if !interrupt.logical {
-                if let Some(index) = self.map.named(interrupt.destination).cpu() {
-                    each(index, interrupt);
-                }
-                return true;
-            }
-            if summary.format() != Format::Mixed {
-                self.choose_logical(summary, interrupt, each);
-                return true;
-            }
-        }
-        if !interrupt.logical && interrupt.destination == XAPIC_BROADCAST && interrupt.is_for_one() {
-            // As in KVM, whatever it was; with the hint it is still for one.
-            interrupt.mode = DeliveryMode::Fixed;
-        }
-        self.ask_all(source, interrupt, each)
-    }
-
-    fn is_broadcast(&self, source: Source, destination: u32, format: Format) -> bool {
-        if self.options.no_broadcast_quirk {
-            destination == X2APIC_BROADCAST || (destination == XAPIC_BROADCAST && format != Format::X2apic)
-        } else {
-            let x2apic_sender = matches!(source, Some((_, true)));
-            destination == if x2apic_sender { X2APIC_BROADCAST } else { XAPIC_BROADCAST }
-        }
-    }
-
-    /// A logical destination while all logical ids are distinct and in one format.
-    fn choose_logical(
-        &self,
-        summary: super::map::Summary,
-        interrupt: Interrupt,
-        each: &mut dyn FnMut(usize, Interrupt),
-    ) {
-        let destination = interrupt.destination;
-        let (first, mut mask) = match summary.format() {
-            Format::X2apic => {
-                let first = (destination >> 16) * 16;
-                if first > summary.last_id() {
-                    return;
-                }
-                let size = (summary.last_id() - first + 1).min(16);
-                (first, destination as u16 & (0xffff >> (16 - size)))
-            }
-            Format::Flat => (0, destination as u16 & 0xff),
-            Format::Cluster => ((destination >> 4) & 0xf, destination as u16 & 0xf),
-            Format::None | Format::NoMap | Format::Mixed => return,
-        };
-        if mask != 0 && interrupt.is_for_one() {
-            mask = 1 << hashed(interrupt.vector, mask);
-        }
-        if summary.format() == Format::X2apic {
-            for bit in (0..16).filter(|bit| mask >> bit & 1 == 1) {
-                if let Some(index) = self.map.named(first + bit).cpu() {
-                    each(index, interrupt);
-                }
-            }
-            return;
-        }
-        for index in 0..self.map.len() {
-            let config = self.map.config(index);
-            let logical = u16::from(config.logical_id());
-            let same = match summary.format() {
-                Format::Flat => config.flat() && logical & mask != 0,
-                _ => !config.flat() && u32::from(logical >> 4) == first && logical & mask != 0,
-            };
-            if same && config.accepts() && !config.x2apic() {
-                each(index, interrupt);
-            }
-        }
-    }
-
-    /// Each APIC decides for itself. False if none matches.
-    fn ask_all(&self, source: Source, interrupt: Interrupt, each: &mut dyn FnMut(usize, Interrupt)) -> bool {
-        let matches = |&index: &usize| self.map.config(index).present() && self.matches(index, source, &interrupt);
-        if !interrupt.is_for_one() {
-            let mut any = false;
-            for index in (0..self.map.len()).filter(matches) {
-                each(index, interrupt);
-                any = true;
-            }
-            return any;
-        }
-        let candidate = |index: &usize| self.map.config(*index).accepts() && matches(index);
-        let count = (0..self.map.len()).filter(candidate).count();
-        if count == 0 {
-            return false;
-        }
-        // An APIC that leaves between the two passes leaves nobody at the last place: then the first one that is left.
-        let mut rest = (0..self.map.len()).filter(candidate);
-        let chosen = rest.nth(usize::from(interrupt.vector) % count);
-        if let Some(index) = chosen.or_else(|| (0..self.map.len()).find(candidate)) {
-            each(index, interrupt);
-        }
-        true
-    }
-
-    /// Whether the destination names this APIC, which may be disabled.
-    fn matches(&self, index: usize, source: Source, interrupt: &Interrupt) -> bool {
-        let config = self.map.config(index);
-        let this = source.is_some_and(|(sender, _)| sender == index);
-        match interrupt.shorthand {
-            Shorthand::This => return this,
-            Shorthand::All => return true,
-            Shorthand::AllButThis => return !this,
-            Shorthand::None => {}
-        }
-        let mut destination = interrupt.destination;
-        let quirk = !self.options.no_broadcast_quirk && source.is_none();
-        if quirk && destination == XAPIC_BROADCAST && config.x2apic() {
-            destination = X2APIC_BROADCAST;
-        }
-        let id = self.map.id(index);
-        if destination == if config.x2apic() { X2APIC_BROADCAST } else { XAPIC_BROADCAST } {
-            true
-        } else if !interrupt.logical {
-            // An id that no xAPIC can have means the x2APIC id in either mode, as in KVM.
-            if config.x2apic() || destination > 0xff {
-                destination == id
-            } else {
-                destination == config.xapic_id().into()
-            }
-        } else if config.x2apic() {
-            id >> 4 == destination >> 16 && destination >> (id & 0xf) & 1 == 1
-        } else {
-            let logical = u32::from(config.logical_id());
-            match (config.flat(), config.cluster()) {
-                (true, _) => logical & destination != 0,
-                (_, true) => logical >> 4 == destination >> 4 && logical & destination & 0xf != 0,
-                _ => false,
-            }
         }
     }
 
@@ -365,7 +217,7 @@ impl ApicSet {
     }
 
     fn decode(&self, message: &MsiMessage) -> Interrupt {
-        Interrupt::of_message(message, self.options.extended_ids)
+        Interrupt::of_message(message, &self.options)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod destinations;
 mod events;
+mod many;
 mod messages;
 mod modes;
 mod priorities;
