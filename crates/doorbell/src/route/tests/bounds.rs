@@ -53,6 +53,16 @@ fn the_reverse_map_knows_each_pin_and_the_later_gsi_of_each() {
 }
 
 #[test]
+fn the_last_of_any_number_of_gsis_has_the_pin() {
+    let (_, table) = table();
+    for last in 30..40 {
+        let entries: Vec<_> = (30..=last).map(|gsi| pin(gsi, 2, 4)).collect();
+        table.set(&entries).unwrap();
+        assert_eq!(gsi_of(&table, 2, 4), Some(last));
+    }
+}
+
+#[test]
 fn the_reverse_map_follows_each_update() {
     let set = |gsi, route| RouteUpdate::Set { gsi, routes: GsiRoutes::from_slice(&[route]) };
     let (_, table) = table();

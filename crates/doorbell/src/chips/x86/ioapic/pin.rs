@@ -351,3 +351,83 @@ impl Drop for Held<'_> {
         self.pin.word.store(self.state.flags.into_bits(), Ordering::Release);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{
+        sync::atomic::AtomicBool,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    /// What the entry may hold while nobody has the pin.
+    const WORDS: [u64; 2] = [0, Flags::new().with_latched(true).into_bits()];
+
+    fn eventually(mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(30), "nothing happened for 30 s");
+            thread::yield_now();
+        }
+    }
+
+    /// Another thread takes the pin by `take`, which must not come back before `release` was called.
+    fn waits(pin: &Pin, take: impl Fn(&Pin) -> Held<'_> + Sync, release: impl FnOnce()) {
+        let taken = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let held = take(pin);
+                taken.store(true, Ordering::Release);
+                drop(held);
+            });
+            thread::sleep(Duration::from_millis(20));
+            assert!(!taken.load(Ordering::Acquire), "it got in");
+            release();
+            eventually(|| taken.load(Ordering::Acquire));
+        });
+        assert_eq!(pin.waiting.load(Ordering::Relaxed), 0, "nobody waits any more");
+        assert_eq!(pin.word.load(Ordering::Relaxed) & BUSY, 0, "nobody has it");
+    }
+
+    #[test]
+    fn a_pin_has_one_holder() {
+        for first in [Pin::take, Pin::take_slowly, Pin::take_for_configuration] {
+            for second in [Pin::take, Pin::take_slowly, Pin::take_for_configuration] {
+                for word in WORDS {
+                    let pin = Pin::new();
+                    pin.word.store(word, Ordering::Relaxed);
+                    let held = first(&pin);
+                    assert_eq!(held.flags.into_bits(), word);
+                    waits(&pin, second, || drop(held));
+                    assert_eq!(pin.word.load(Ordering::Relaxed), word);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_firer_stands_back_for_a_waiting_configurer_and_a_configurer_does_not() {
+        for take in [Pin::take, Pin::take_slowly] {
+            let pin = Pin::new();
+            pin.waiting.store(1, Ordering::Relaxed);
+            drop(pin.take_for_configuration());
+            waits(&pin, take, || pin.waiting.store(0, Ordering::Relaxed));
+        }
+    }
+
+    #[test]
+    fn a_configurer_that_waits_long_says_so_once() {
+        let pin = Pin::new();
+        let held = pin.take();
+        thread::scope(|scope| {
+            scope.spawn(|| drop(pin.take_for_configuration()));
+            eventually(|| pin.waiting.load(Ordering::Relaxed) != 0);
+            thread::sleep(Duration::from_millis(5));
+            assert_eq!(pin.waiting.load(Ordering::Relaxed), 1);
+            drop(held);
+        });
+        assert_eq!(pin.waiting.load(Ordering::Relaxed), 0);
+    }
+}

@@ -105,6 +105,20 @@ fn the_clock_is_recounted_for_one_cpu_alone() {
 }
 
 #[test]
+fn a_recount_takes_out_the_cpu_that_has_lost_the_vector_and_no_other() {
+    let (_, mut cpus, ioapic) = with_apics(2);
+    set_redirection(&ioapic, 8, 0xff << 56 | 0x70);
+    assert_eq!(line(&ioapic, 8, true), 2);
+    line(&ioapic, 8, false);
+    cpus[0].reset();
+    ioapic.recount_clock(None, |vcpu, vector| cpus[vcpu.0 as usize].holds(vector));
+    assert_eq!(line(&ioapic, 8, true), 0, "the second is waited for");
+    line(&ioapic, 8, false);
+    assert_eq!(ioapic.end_by(cpus[1].vcpu(), 0x70, false), pins(&[8]));
+    assert_eq!(line(&ioapic, 8, true), 1, "nobody is");
+}
+
+#[test]
 fn a_reset_forgets_who_has_yet_to_end_the_clock() {
     let (_, _cpus, ioapic) = with_apics(2);
     set_redirection(&ioapic, 8, 0xff << 56 | 0x70);
