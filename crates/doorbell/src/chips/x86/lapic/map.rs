@@ -303,3 +303,18 @@ pub(super) fn hashed(vector: u8, mut mask: u16) -> u32 {
     }
     mask.trailing_zeros()
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_apic_is_known_and_accepts_while_it_is_enabled() {
+        let config = Config::new().with_present(true);
+        for (config, accepting) in [(config.with_enabled(true), Some(5)), (config, None)] {
+            let named = Named::new(5, config);
+            assert_eq!((named.cpu(), named.accepting()), (Some(5), accepting));
+        }
+        assert_eq!((Named::NOBODY.cpu(), Named::NOBODY.accepting()), (None, None));
+    }
+}

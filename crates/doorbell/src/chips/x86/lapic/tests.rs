@@ -1,5 +1,7 @@
 //! What the local APICs answer, by theme.
 
+mod bounds;
+mod crowds;
 mod destinations;
 mod events;
 mod many;
