@@ -1,5 +1,7 @@
 //! The latch by itself, and the storm.
 
+mod words;
+
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,

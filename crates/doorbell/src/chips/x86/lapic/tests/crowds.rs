@@ -3,14 +3,9 @@
 use super::*;
 use crate::chips::x86::ioapic::RtcTargets;
 
-const EXTENDED: ApicOptions = ApicOptions {
-    extended_ids: true,
-    no_broadcast_quirk: true,
-    strict: false,
-    eoi_suppression: false,
-    physical_address_bits: 46,
-    timer: TimerOptions { modes: TimerModes::TscDeadline, bus_cycle_ns: 1, tsc_hz: 1_000_000_000, min_period_ns: 0 },
-};
+fn extended() -> ApicOptions {
+    ApicOptions { extended_ids: true, no_broadcast_quirk: true, ..ApicOptions::default() }
+}
 
 /// APICs with these ids, software-enabled, in xAPIC mode.
 fn crowd(ids: &[u32], options: ApicOptions) -> (Arc<ApicSet>, Vec<LocalApic>) {
@@ -31,7 +26,7 @@ fn all(cpus: &mut [LocalApic]) -> Vec<Vec<u8>> {
 
 #[test]
 fn with_extended_ids_an_xapic_is_found_by_its_own_id_and_by_a_large_one() {
-    let (set, mut cpus) = crowd(&[0, 1, 0x101], EXTENDED);
+    let (set, mut cpus) = crowd(&[0, 1, 0x101], extended());
     assert_eq!([send(&set, wide(1), 0x41), send(&set, wide(0x101), 0x42), send(&set, wide(0x102), 0x43)], [1, 1, 0]);
     assert_eq!(all(&mut cpus), [vec![], vec![0x41], vec![0x42]]);
     cpus[1].write(0x20, 9 << 24);
@@ -44,7 +39,7 @@ fn with_extended_ids_an_xapic_is_found_by_its_own_id_and_by_a_large_one() {
 
 #[test]
 fn with_extended_ids_an_x2apic_is_found_by_its_id_alone() {
-    let (set, mut cpus) = crowd(&[3, 7], EXTENDED);
+    let (set, mut cpus) = crowd(&[3, 7], extended());
     to_x2apic(&mut cpus[0]);
     assert_eq!([send(&set, wide(0), 0x41), send(&set, wide(3), 0x42), send(&set, wide(7), 0x43)], [0, 1, 1]);
     assert_eq!(all(&mut cpus), [vec![0x42], vec![0x43]]);
@@ -52,7 +47,7 @@ fn with_extended_ids_an_x2apic_is_found_by_its_id_alone() {
 
 #[test]
 fn an_id_of_eight_bits_that_its_xapic_has_given_up_is_nobodys() {
-    let (set, mut cpus) = crowd(&[0, 0xff], EXTENDED);
+    let (set, mut cpus) = crowd(&[0, 0xff], extended());
     to_x2apic(&mut cpus[0]);
     cpus[1].write(0x20, 5 << 24);
     cpus[1].write(SVR, 0xff);
@@ -64,14 +59,14 @@ fn an_id_of_eight_bits_that_its_xapic_has_given_up_is_nobodys() {
 
 #[test]
 fn a_destination_of_more_than_15_bits_is_not_cut() {
-    let (set, mut cpus) = crowd(&[0, 1], EXTENDED);
+    let (set, mut cpus) = crowd(&[0, 1], extended());
     assert_eq!([send(&set, wide(0x8000), 0x41), send(&set, wide(0x8001), 0x42)], [0, 0]);
     assert_eq!(all(&mut cpus), [vec![], vec![]]);
 }
 
 #[test]
 fn what_can_be_prepared_is() {
-    let (set, _cpus) = crowd(&[0, 1], EXTENDED);
+    let (set, _cpus) = crowd(&[0, 1], extended());
     let prepared = |set: &ApicSet, address, data| set.prepare(&MsiMessage::new(address, data)).is_some();
     assert!(prepared(&set, wide(0x101), 0x41));
     assert!(!prepared(&set, wide(0x101) | 1 << 32, 0x41));
@@ -81,7 +76,7 @@ fn what_can_be_prepared_is() {
 
 #[test]
 fn without_the_quirk_0xff_is_still_the_broadcast_of_xapics() {
-    let (set, mut cpus) = crowd(&[0, 1], EXTENDED);
+    let (set, mut cpus) = crowd(&[0, 1], extended());
     assert_eq!(send(&set, address(0xff), 0x41), 2);
     assert_eq!(all(&mut cpus), [[0x41], [0x41]]);
 }
