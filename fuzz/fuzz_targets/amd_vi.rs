@@ -110,7 +110,8 @@ fn step(remap: &AmdVi, ram: &RamBlock, program: &mut Program<'_>, targets: &mut 
             let (device, data) = (program.byte()?, program.half()?);
             let address = if op & 0x40 == 0 { 0xfee0_0000 } else { program.quad()? };
             let message = MsiMessage::new(address, data.into());
-            let message = if device == 0xff { message } else { message.from_device(DeviceId(u32::from(device) % 0x110)) };
+            let message =
+                if device == 0xff { message } else { message.from_device(DeviceId(u32::from(device) % 0x110)) };
             let _ = remap.send(&message);
             if let Some(target) = remap.prepare(&message) {
                 remap.fire(target);

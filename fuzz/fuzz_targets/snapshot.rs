@@ -6,12 +6,14 @@ use std::sync::Arc;
 use doorbell::{
     MsiTarget,
     chips::x86::ioapic::CHIP,
+    guest_ram::RamBlock,
     manager::{IrqManager, SoftOptions},
     pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool},
+    remap::amd::{AmdUnitOptions, AmdVi},
     route::NoPins,
     snapshot::Snapshot,
 };
-use doorbell_fuzz::Machine;
+use doorbell_fuzz::{Machine, RAM};
 use libfuzzer_sys::fuzz_target;
 
 /// The length of the word and the version.
@@ -49,6 +51,15 @@ fuzz_target!(|bytes: &[u8]| {
                 Ok(()) => assert_eq!(vtd.save(), *state),
                 Err(_) => assert_eq!(vtd.save(), before),
             }
+        }
+        let unit = |n: u32| AmdUnitOptions { requesters: n..=n, ..AmdUnitOptions::default() };
+        let units: Vec<_> = (0..2).zip(&x86.amd_vi).map(|(n, _)| unit(n)).collect();
+        let ram = Arc::new(RamBlock::new(0, RAM));
+        let amd_vi = AmdVi::new(machine.apics.clone(), ram, Arc::new(()), &units).expect("distinct requesters");
+        let before = amd_vi.save();
+        match amd_vi.restore(&x86.amd_vi) {
+            Ok(()) => assert_eq!(amd_vi.save(), x86.amd_vi),
+            Err(_) => assert_eq!(amd_vi.save(), before),
         }
         let before = machine.ioapic.save();
         match machine.ioapic.restore(&x86.ioapic) {

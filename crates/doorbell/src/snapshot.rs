@@ -10,7 +10,7 @@
 #[cfg(feature = "x86")]
 use crate::chips::x86::{ioapic::IoApicSnapshot, lapic::LocalApicState};
 #[cfg(feature = "x86")]
-use crate::remap::vtd::VtdState;
+use crate::remap::{amd::AmdUnitState, vtd::VtdState};
 use crate::{
     manager::ManagerState,
     pci::{msi::MsiState, msix::MsixState},
@@ -42,6 +42,8 @@ pub struct X86State {
     pub apics: Vec<LocalApicState>,
     /// The VT-d units, in the order of the machine's.
     pub vtd: Vec<VtdState>,
+    /// The AMD-Vi units, in the same order.
+    pub amd_vi: Vec<AmdUnitState>,
 }
 
 #[cfg(all(feature = "serde", feature = "x86"))]
@@ -52,7 +54,7 @@ mod bytes {
     /// What the bytes begin with.
     const MAGIC: [u8; 8] = *b"doorbell";
     /// Raised with every change of a state that old bytes do not fit.
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     /// Far above what 4,096 GSIs, 4,096 vCPUs and a bus full of MSI-X tables need.
     const MOST_BYTES: usize = 64 << 20;
     const HEADER: usize = MAGIC.len() + 4;

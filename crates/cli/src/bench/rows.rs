@@ -79,6 +79,7 @@ pub fn all() -> Vec<Row> {
         Row::new("msix-deliver", "MSI-X event → pending", messages::msix_deliver).target(15.0),
         Row::new("msix-mask-cycle", "MSI-X mask → event → unmask", messages::msix_mask_cycle).target(50.0),
         Row::new("remap-msi", "what a message costs more behind VT-d", remap::vtd).target(10.0),
+        Row::new("remap-msi-amd", "the same behind AMD-Vi", remap::amd).target(10.0),
         Row::new("route-update", "one message of 4,096 changed, source idle", routes::update_idle)
             .target(40.0)
             .kernel(kernel::set_routing),

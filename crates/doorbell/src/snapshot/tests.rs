@@ -15,7 +15,10 @@ use crate::{
     guest_ram::RamBlock,
     manager::{IrqManager, SoftOptions},
     pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool, msix::registers::MessageControl},
-    remap::vtd::{VtdOptions, VtdUnit, registers},
+    remap::{
+        amd::{AmdUnitOptions, AmdVi, registers::offset},
+        vtd::{VtdOptions, VtdUnit, registers},
+    },
     route::{Route, RouteEntry, RoutePolicy},
 };
 
@@ -26,6 +29,7 @@ struct Machine {
     cpus: Vec<LocalApic>,
     msix: MsixTable<InjectorMask>,
     vtd: VtdUnit,
+    amd_vi: Arc<AmdVi>,
 }
 
 fn machine() -> Machine {
@@ -37,11 +41,13 @@ fn machine() -> Machine {
     }
     let ioapic = Arc::new(IoApic::new(apics.clone(), IoApicOptions::default()));
     let vtd = VtdUnit::new(VtdOptions::default(), apics.clone(), Arc::new(RamBlock::new(0, 0x4000)));
+    let ram = Arc::new(RamBlock::new(0, 0x4000));
+    let amd_vi = AmdVi::new(apics.clone(), ram, Arc::new(()), &[AmdUnitOptions::default()]).unwrap();
     let options = SoftOptions::new(apics, ioapic.clone()).policy(RoutePolicy::KVM_X86);
     let irqs = IrqManager::soft(options).unwrap();
     let pool = VectorPool::new(irqs.vectors());
     let msix = MsixTable::new(InjectorMask::new(&pool, 4, InjectorOptions::default()).unwrap()).unwrap();
-    Machine { clock, irqs, ioapic, cpus, msix, vtd }
+    Machine { clock, irqs, ioapic, cpus, msix, vtd, amd_vi }
 }
 
 impl Machine {
@@ -49,7 +55,12 @@ impl Machine {
         let apics = self.cpus.iter().map(LocalApic::save).collect();
         Snapshot {
             manager: self.irqs.save(),
-            x86: Some(X86State { ioapic: self.ioapic.save(), apics, vtd: vec![self.vtd.save()] }),
+            x86: Some(X86State {
+                ioapic: self.ioapic.save(),
+                apics,
+                vtd: vec![self.vtd.save()],
+                amd_vi: self.amd_vi.save(),
+            }),
             msix: vec![self.msix.save()],
             msi: vec![],
         }
@@ -58,10 +69,11 @@ impl Machine {
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let Snapshot { manager, x86, msix, msi: _ } = snapshot;
         self.irqs.restore(manager)?;
-        let X86State { ioapic, apics, vtd } = x86.as_ref().unwrap();
+        let X86State { ioapic, apics, vtd, amd_vi } = x86.as_ref().unwrap();
         for state in vtd {
             self.vtd.restore(state)?;
         }
+        self.amd_vi.restore(amd_vi)?;
         self.ioapic.restore(ioapic)?;
         for (cpu, state) in self.cpus.iter_mut().zip(apics) {
             cpu.restore(state)?;
@@ -119,6 +131,13 @@ fn busy() -> Machine {
     machine.vtd.write(registers::FAULT_EVENT + 8, 4, 0xfee0_0000);
     assert_eq!(machine.vtd.send(&MsiMessage::new(0xfee0_0030, 0)).unwrap(), Delivery::Ignored);
     machine.vtd.write(registers::QUEUE_TAIL, 8, 0x10);
+    // The other kind of unit has logged an event without an interrupt, and stopped at an illegal command.
+    let unit = machine.amd_vi.unit(0).unwrap();
+    unit.set_own_message(Some(&MsiMessage::new(0xfee0_0000, 0x76)));
+    unit.write(offset::EVENT_LOG_BASE, 8, 0x1000 | 8 << 56);
+    unit.write(offset::COMMAND_BUFFER_BASE, 8, 0x2000 | 8 << 56);
+    unit.write(offset::CONTROL, 8, 1 | 1 << 2 | 1 << 12);
+    unit.write(offset::COMMAND_TAIL, 8, 0x10);
     machine
 }
 
@@ -138,6 +157,11 @@ fn a_machine_in_flight_goes_on_where_it_was() {
     assert_eq!(restored.vtd.read(registers::FAULT_RECORDS, 8), 1 << 48);
     restored.vtd.write(registers::FAULT_EVENT, 4, 0);
     assert_eq!(restored.taken(0), [0x75], "the fault event of the remapping unit");
+    let unit = restored.amd_vi.unit(0).unwrap();
+    let [tail, status] = [offset::EVENT_TAIL, offset::STATUS].map(|at| unit.read(at, 8));
+    assert_eq!((tail, status), (0x10, 0xa), "an event logged; the log runs, the commands do not");
+    unit.write(offset::CONTROL, 8, 1 | 1 << 2 | 1 << 3 | 1 << 12);
+    assert_eq!(restored.taken(0), [0x76], "of which the guest now wants to hear");
     for (ns, taken) in [(599_999, [false, false]), (1, [true, true]), (999_999, [false, false]), (1, [true, false])] {
         restored.clock.advance(ns);
         assert_eq!([0, 1].map(|cpu: usize| restored.cpus[cpu].tick()), taken);

@@ -8,7 +8,10 @@ use std::{
 use doorbell::{
     DeviceId, MsiMessage, MsiTarget,
     guest_ram::{GuestRam, GuestRamExt, RamBlock},
-    remap::vtd::{VtdOptions, VtdUnit, registers},
+    remap::{
+        amd::{AmdUnitOptions, AmdVi, registers::offset},
+        vtd::{VtdOptions, VtdUnit, registers},
+    },
     route::IrqTrigger,
 };
 
@@ -61,8 +64,13 @@ impl Side {
     }
 }
 
-/// A unit whose table sends each message on as [`message`] would have it, for one device.
-fn unit(apics: Arc<dyn MsiTarget>) -> Result<Arc<dyn MsiTarget>, String> {
+const DEVICE: DeviceId = DeviceId(0x18);
+
+/// What puts a unit in front of local APICs.
+type Station = fn(Arc<dyn MsiTarget>) -> Result<Arc<dyn MsiTarget>, String>;
+
+/// A VT-d unit whose table sends each message on as [`message`] would have it, for one device.
+fn vtd_unit(apics: Arc<dyn MsiTarget>) -> Result<Arc<dyn MsiTarget>, String> {
     let ram = Arc::new(RamBlock::new(0, 0x4000));
     for n in 0..ROUND {
         let at = TABLE + 16 * u64::from(n);
@@ -78,10 +86,35 @@ fn unit(apics: Arc<dyn MsiTarget>) -> Result<Arc<dyn MsiTarget>, String> {
     Ok(Arc::new(unit))
 }
 
-const DEVICE: DeviceId = DeviceId(0x18);
+/// The same of an AMD-Vi unit.
+fn amd_unit(apics: Arc<dyn MsiTarget>) -> Result<Arc<dyn MsiTarget>, String> {
+    let ram = Arc::new(RamBlock::new(0, 0x4000));
+    // 256 entries of 32 bits, remapped.
+    let device = 1 | 8 << 1 | TABLE | 2 << 60;
+    ram.write_le(32 * u64::from(DEVICE.0) + 16, device).map_err(|error| error.to_string())?;
+    for n in 0..ROUND {
+        let entry = 1 | u32::from(FIRST_VECTOR + n) << 16;
+        ram.write_le(TABLE + 4 * u64::from(n), entry).map_err(|error| error.to_string())?;
+    }
+    let units =
+        AmdVi::new(apics, ram, Arc::new(()), &[AmdUnitOptions::default()]).map_err(|error| error.to_string())?;
+    // The device table is at 0.
+    units.units().iter().for_each(|unit| unit.write(offset::CONTROL, 8, 1));
+    Ok(units)
+}
 
-/// Messages behind VT-d and messages straight to the local APICs in turn; the difference counts.
+/// Behind VT-d.
 pub fn vtd() -> Result<Work, String> {
+    beside(vtd_unit, |n| MsiMessage::new(0xfee0_0010 | u64::from(n) << 5, 0))
+}
+
+/// Behind AMD-Vi.
+pub fn amd() -> Result<Work, String> {
+    beside(amd_unit, |n| MsiMessage::new(0xfee0_0000, n.into()))
+}
+
+/// Messages behind a unit and messages straight to the local APICs in turn; the difference counts.
+fn beside(unit: Station, nth: fn(u8) -> MsiMessage) -> Result<Work, String> {
     let mut problem = None;
     let machine = Machine::behind(1, |apics| match unit(Arc::clone(&apics)) {
         Ok(unit) => unit,
@@ -93,8 +126,7 @@ pub fn vtd() -> Result<Work, String> {
     if let Some(problem) = problem {
         return Err(problem);
     }
-    let handle = |n: u8| MsiMessage::new(0xfee0_0010 | u64::from(n) << 5, 0).from_device(DEVICE);
-    let mut remapped = Side::new(machine, (0..ROUND).map(handle))?;
+    let mut remapped = Side::new(machine, (0..ROUND).map(|n| nth(n).from_device(DEVICE)))?;
     let mut straight = Side::new(Machine::new(1), (0..ROUND).map(|n| message(0, FIRST_VECTOR + n)))?;
     Ok(Box::new(move |times| {
         let (mut long, mut short, mut left) = (Duration::ZERO, Duration::ZERO, times);
