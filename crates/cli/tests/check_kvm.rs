@@ -27,7 +27,7 @@ fn report(arguments: &[&str], status: i32) -> Option<Value> {
 
 #[test]
 fn a_hundred_programs_find_no_difference_and_reach_every_call() {
-    let Some(report) = report(&["--seed", "7", "--programs", "100"], 0) else { return };
+    let Some(report) = report(&["--seed", "7", "--programs", "100", "--guest", "none"], 0) else { return };
     assert_eq!((&report["passed"], &report["failed"]), (&100.into(), &0.into()));
     let answers = report["answers"].as_object().unwrap();
     assert_eq!(answers.len(), 18, "every call was made: {answers:?}");
@@ -35,6 +35,18 @@ fn a_hundred_programs_find_no_difference_and_reach_every_call() {
         assert!(answers["KVM_IRQFD assign"][errno].as_u64() > Some(0), "{errno}");
     }
     assert!(report["reached"].as_array().unwrap().len() >= 45, "{}", report["not_reached"]);
+}
+
+#[test]
+fn a_hundred_programs_with_a_guest_find_no_difference_and_make_it_do_everything() {
+    let Some(report) = report(&["--seed", "7", "--programs", "100", "--guest", "all"], 0) else { return };
+    assert_eq!((&report["passed"], &report["failed"]), (&100.into(), &0.into()));
+    let answers = report["answers"].as_object().unwrap();
+    for call in ["guest takes", "guest EOI", "guest IPI", "guest CR8", "guest hlt", "guest store, IOAPIC"] {
+        assert!(answers[call]["taken"].as_u64() > Some(0) || call == "guest hlt", "{call}: {answers:?}");
+    }
+    assert!(answers["guest hlt"]["halted"].as_u64() > Some(0), "{answers:?}");
+    assert!(answers["eventfd read"]["a value"].as_u64() > Some(0), "a resample event: {answers:?}");
 }
 
 #[test]
@@ -46,7 +58,12 @@ fn shards_cover_the_programs_once() {
 
 /// A fault in doorbell is found, and the program that shows it is short.
 fn finds(fault: &str, programs: &str, longest: usize) {
-    let Some(report) = report(&["--seed", "3", "--programs", programs, "--cripple", fault], 1) else { return };
+    finds_in(&["--guest", "none"], fault, programs, longest);
+}
+
+fn finds_in(share: &[&str], fault: &str, programs: &str, longest: usize) {
+    let arguments = [share, &["--seed", "3", "--programs", programs, "--cripple", fault]].concat();
+    let Some(report) = report(&arguments, 1) else { return };
     let failures = report["failures"].as_array().unwrap();
     assert_eq!(failures.len() as u64, report["failed"].as_u64().unwrap());
     assert!(failures.iter().all(|failure| failure["repeats"] == true), "{failures:#?}");
@@ -90,15 +107,45 @@ fn an_end_that_is_not_broadcast_is_found() {
     finds("end-broadcast", "80", 5);
 }
 
+/// The same in programs with a guest.
+fn finds_with_guest(fault: &str, longest: usize) {
+    finds_in(&["--guest", "all"], fault, "40", longest);
+}
+
+#[test]
+fn a_task_priority_that_guests_cannot_raise_is_found() {
+    finds_with_guest("task-priority", 2);
+}
+
+#[test]
+fn a_vector_in_service_that_holds_nothing_back_is_found() {
+    finds_with_guest("in-service", 3);
+}
+
+#[test]
+fn an_ipi_that_does_not_come_back_is_found() {
+    finds_with_guest("self-ipi", 2);
+}
+
+#[test]
+fn an_end_by_a_guest_that_is_not_broadcast_is_found() {
+    finds_with_guest("end-broadcast", 5);
+}
+
+#[test]
+fn a_line_that_stays_high_under_a_guest_is_found() {
+    finds_with_guest("line-stays-high", 2);
+}
+
 #[test]
 fn the_kernel_does_not_differ_from_itself() {
-    let Some(report) = report(&["--programs", "30", "--itself"], 0) else { return };
-    assert_eq!(report["passed"], 30);
+    let Some(report) = report(&["--programs", "40", "--itself"], 0) else { return };
+    assert_eq!(report["passed"], 40);
 }
 
 #[test]
 fn a_failure_is_printed_as_a_list_of_calls_with_both_answers() {
-    let output = check(&["--seed", "3", "--programs", "5", "--cripple", "deassign-errno"]);
+    let output = check(&["--guest", "none", "--seed", "3", "--programs", "5", "--cripple", "deassign-errno"]);
     let text = String::from_utf8(output.stdout).unwrap();
     if output.status.code() == Some(SKIPPED) {
         assert!(text.starts_with("SKIPPED, NOTHING WAS COMPARED"), "{text}");

@@ -16,6 +16,7 @@ mod call;
 mod compare;
 mod coverage;
 mod cripple;
+mod guest;
 mod machines;
 mod program;
 mod report;
@@ -24,6 +25,7 @@ mod soft;
 
 use compare::Pair;
 use cripple::Fault;
+use guest::Guests;
 use report::Report;
 use side::Side;
 
@@ -35,10 +37,17 @@ const ENOUGH_FAILURES: usize = 10;
 const SKIPPED: u8 = 77;
 
 const AFTER_HELP: &str = "\
-Each program runs on two VMs of the kernel, with 3 and 2 vCPUs, and on two of doorbell. After every call its answer, \
-IRR, ISR, TMR and the other registers of each local APIC, the IOAPIC's entries and latches, and which eventfds are \
-signalled must be the same; at the end the counters of all eventfds, too. The first difference is shrunk to the \
-shortest program that shows it.
+Half of the programs make calls only, on two VMs of the kernel, with 3 and 2 vCPUs, and on two of doorbell. The others \
+(--guest) have a guest besides: 64-bit code on 3 vCPUs that takes interrupts, nests and ends them, and on command stores \
+to its local APIC, CR8 and the IOAPIC, sends IPIs, sets and clears its interrupt flag, and halts. It runs on the kernel's \
+chips, and either on doorbell's, which the vCPUs get by KVM_INTERRUPT, or, once in four times, on a split chip.
+
+After every step its answer, the vectors that the vCPU took and ended, in order, IRR, ISR, TMR and the other registers of \
+each local APIC, the IOAPIC's entries and latches, and which eventfds are signalled must be the same; without a guest, at \
+the end the counters of all eventfds, too. The first difference is shrunk to the shortest program that shows it.
+
+A host that emulates guest code may end an interrupt in the step in which a vCPU takes it. This is found out first. There \
+the check moves the highest request into service, and enters the guest's handler, as a CPU does; the rest is the kernel's.
 
 Not compared or not called, because the kernel has no answer that two machines share, or because it comes with a later \
 piece of doorbell:
@@ -51,7 +60,12 @@ piece of doorbell:
   APIC ids           are not changed; vCPUs stay in xAPIC mode, at the addresses of reset
   the last close     of a bound eventfd: the kernel notices it, user space cannot
   SMI                is sent only where the kernel knows it (KVM_CAP_X86_SMM)
-  guests that leave  NMI, SMI, INIT and SIPI are sent only in programs without guest code (one in five)
+  guests that leave  SMI, INIT and SIPI are sent only in programs without guest code
+With a guest, also:
+  a second NMI       before the first is taken: KVM keeps it, doorbell merges it
+  CR8 and TPR        a store to CR8 that changes only the low half of TPR is not seen by user space
+  shared vectors     edge pins, level pins and level messages have vectors of their own
+  edge ends, split   the kernel reports ends of level interrupts only, so there pins are level, and keep their vectors
 
 Exit status: 0 all programs passed; 1 a difference was found; 2 wrong usage; 77 there is no /dev/kvm: nothing was \
 compared.";
@@ -75,6 +89,9 @@ pub struct Args {
     /// Only the program with this number, as a failure names it
     #[arg(long, value_name = "NUMBER")]
     only: Option<u64>,
+    /// Which programs have a guest that takes the interrupts
+    #[arg(long, value_enum, default_value = "half")]
+    guest: guest::Share,
     /// Print one JSON object instead
     #[arg(long)]
     json: bool,
@@ -131,12 +148,27 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
         Some(number) => vec![number],
         None => (first..args.programs).step_by(step as usize).collect(),
     };
+    let mut guests: Option<Guests> = None;
     let bar = progress(numbers.len() as u64);
     let start = Instant::now();
     let mut report = Report { asked: numbers.len() as u64, ..Report::default() };
     for number in numbers {
         if stop::requested() || report.failures.len() >= ENOUGH_FAILURES {
             break;
+        }
+        if args.guest.takes(args.seed, number) {
+            let guests = match &mut guests {
+                Some(guests) => guests,
+                none => none.insert(Guests::new(kvm, args)?),
+            };
+            report.accepts = Some(guests.accepts);
+            match guests.run(args, number, &mut report.coverage)? {
+                None => report.passed += 1,
+                Some(failure) => report.failures.push(failure),
+            }
+            report.seconds = start.elapsed().as_secs_f64();
+            bar.inc(1);
+            continue;
         }
         let program = program::generate(args.seed, number, args.calls as usize, smi);
         report.coverage.begin();

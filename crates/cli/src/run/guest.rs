@@ -4,7 +4,7 @@
 mod chips;
 mod code;
 mod machine;
-mod memory;
+pub mod memory;
 #[cfg(test)]
 mod tests;
 mod vcpu;

@@ -109,19 +109,19 @@ impl UserCpu {
                 return Ok(Entry::StartUp(page));
             }
         }
-        if work.nmi && self.apic.take_nmi() {
+        let nmi = work.nmi && self.apic.take_nmi();
+        if nmi {
             self.halted = false;
             port.nmi()?;
         }
         let mut waiting = work.interrupt.is_some();
-        if waiting {
+        // An NMI goes first, but a vector that the kernel has would overtake it.
+        if waiting && !nmi && port.is_ready() {
             self.halted = false;
-            if port.is_ready() {
-                if let Some(vector) = self.apic.acknowledge() {
-                    port.interrupt(vector)?;
-                }
-                waiting = self.apic.deliverable().is_some();
+            if let Some(vector) = self.apic.acknowledge() {
+                port.interrupt(vector)?;
             }
+            waiting = self.apic.deliverable().is_some();
         }
         if self.halted {
             return Ok(Entry::Sleep);
@@ -204,12 +204,12 @@ impl UserCpu {
         Ok(())
     }
 
+    /// As in KVM, the end of an edge interrupt is told to the resamplers of the pins with its vector as well.
     fn end(&mut self, ended: Option<Eoi>) {
-        if let Some(eoi) = ended.filter(|eoi| eoi.level) {
-            let pins = self.ioapic.end(eoi.vector);
-            if !pins.is_empty() {
-                self.irqs.end(CHIP, &pins);
-            }
+        let Some(Eoi { vector, level }) = ended else { return };
+        let pins = if level { self.ioapic.end(vector) } else { self.ioapic.end_edge(vector) };
+        if !pins.is_empty() {
+            self.irqs.end(CHIP, &pins);
         }
     }
 

@@ -147,7 +147,8 @@ fn differences(kernel: &State, doorbell: &State) -> Vec<[String; 3]> {
     items
 }
 
-fn differences_of_vm(vm: usize, kernel: &VmState, doorbell: &VmState, items: &mut Vec<[String; 3]>) {
+/// What differs between two VMs.
+pub fn differences_of_vm(vm: usize, kernel: &VmState, doorbell: &VmState, items: &mut Vec<[String; 3]>) {
     let mut compare = |name: String, kernel: u64, doorbell: u64| {
         if kernel != doorbell {
             items.push([name, format!("{kernel:#x}"), format!("{doorbell:#x}")]);

@@ -22,6 +22,12 @@ pub enum Fault {
     LineStaysHigh,
     /// The EOI does not reach the IOAPIC.
     EndBroadcast,
+    /// The guest cannot raise the task priority. Only in programs with a guest, as the next two.
+    TaskPriority,
+    /// What is in service holds nothing back.
+    InService,
+    /// An IPI to the sender itself is lost.
+    SelfIpi,
 }
 
 /// A VM with a fault.

@@ -9,6 +9,7 @@ use super::super::failure::Failure;
 use super::super::say;
 use super::Args;
 use super::coverage::{Coverage, ROWS};
+use super::guest::Accepts;
 
 /// The result of a check.
 #[derive(Default)]
@@ -23,6 +24,8 @@ pub struct Report {
     pub seconds: f64,
     /// Somebody pressed Ctrl-C.
     pub stopped: bool,
+    /// Who took interrupts out of the kernel's local APICs, if programs with a guest ran.
+    pub accepts: Option<Accepts>,
     /// What was reached.
     pub coverage: Coverage,
 }
@@ -65,6 +68,10 @@ impl Report {
             text,
             "not part of it: the 8259, pin 8, timers, x2APIC, the last close of a bound eventfd (see --help)"
         );
+        if self.accepts == Some(Accepts::Host) {
+            let _ =
+                writeln!(text, "this host's KVM ends an interrupt as it is taken: the check took them in its place");
+        }
         let _ = writeln!(text, "\nseed {}, {} calls a program, {:.1} s", args.seed, args.calls, self.seconds);
         let ran = self.passed + self.failures.len() as u64;
         if ran < self.asked {
@@ -96,6 +103,11 @@ impl Report {
             "failed": self.failures.len(),
             "stopped": self.stopped,
             "seconds": self.seconds,
+            "accepted_by": match self.accepts {
+                None => Value::Null,
+                Some(Accepts::Vcpu) => "vcpu".into(),
+                Some(Accepts::Host) => "host".into(),
+            },
             "answers": answers,
             "reached": self.coverage.rows,
             "not_reached": self.coverage.missed(),

@@ -41,11 +41,18 @@ impl Mapping {
         Ok(Self { base, length })
     }
 
-    /// Writes bytes at an offset; before the guest runs.
+    /// Writes bytes at an offset; while no vCPU runs.
     pub fn copy_in(&mut self, at: usize, bytes: &[u8]) {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.length), "within guest memory");
         // SAFETY: within the mapping as just checked; `&mut self` excludes other writers in this process.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at), bytes.len()) }
+    }
+
+    /// Reads 32 bits at an offset; while no vCPU runs.
+    pub fn load(&self, at: usize) -> u32 {
+        assert!(at.checked_add(4).is_some_and(|end| end <= self.length), "within guest memory");
+        // SAFETY: within the mapping as just checked, of any alignment; guests, which write here, do not run.
+        unsafe { self.base.as_ptr().add(at).cast::<u32>().read_unaligned() }
     }
 
     /// Shows the mapping to the guest as memory slot `slot` from `address` on. It must outlive the VM's vCPUs.

@@ -47,6 +47,7 @@ struct Machine {
     apics: Arc<ApicSet>,
     ioapic: Arc<IoApic>,
     cpu: UserCpu,
+    irqs: IrqManager,
     port: Port,
     kicks: Arc<AtomicU32>,
 }
@@ -65,7 +66,7 @@ fn machine() -> Machine {
     apic.write(0xf0, 0x1ff);
     let base = apic.base().into_bits();
     let port = Port { injected: Vec::new(), nmis: 0, ready: true, window: false, cr8: 0, base };
-    Machine { cpu: UserCpu::new(apic, Arc::clone(&ioapic), irqs), apics, ioapic, port, kicks }
+    Machine { cpu: UserCpu::new(apic, Arc::clone(&ioapic), irqs.clone()), apics, ioapic, irqs, port, kicks }
 }
 
 impl Machine {
@@ -122,6 +123,56 @@ fn a_halted_vcpu_sleeps_until_something_is_deliverable_and_is_kicked_for_it() {
     machine.apics.nmi(VcpuId(0));
     assert_eq!(machine.enter(), Entry::Run);
     assert_eq!(machine.port.nmis, 1);
+}
+
+#[test]
+fn what_a_halted_vcpu_cannot_take_does_not_wake_it() {
+    let mut machine = machine();
+    machine.enter();
+    machine.port.ready = false;
+    machine.cpu.halt();
+    machine.send(0x41);
+    assert_eq!(machine.enter(), Entry::Sleep, "it halted with interrupts off");
+    machine.apics.nmi(VcpuId(0));
+    assert_eq!(machine.enter(), Entry::Run);
+    assert_eq!((machine.port.nmis, machine.port.injected.len(), machine.port.window), (1, 0, true));
+}
+
+#[test]
+fn an_nmi_is_taken_before_a_vector() {
+    let mut machine = machine();
+    machine.send(0x41);
+    machine.apics.nmi(VcpuId(0));
+    assert_eq!(machine.enter(), Entry::Run);
+    assert_eq!((machine.port.nmis, machine.port.injected.len(), machine.port.window), (1, 0, true));
+    assert_eq!(machine.enter(), Entry::Run);
+    assert_eq!((machine.port.nmis, &machine.port.injected[..], machine.port.window), (1, &[0x41][..], false));
+}
+
+#[test]
+fn the_end_of_an_edge_interrupt_is_told_to_the_resamplers_of_its_pin() {
+    let mut machine = machine();
+    let [trigger, resample] = [crate::kvm::tests::fixture::event(), crate::kvm::tests::fixture::event()];
+    use std::os::fd::AsFd;
+    machine
+        .irqs
+        .set_routes(&[crate::route::RouteEntry {
+            gsi: 10,
+            route: crate::route::Route::Pin(crate::route::Pin { chip: CHIP, pin: 10 }),
+        }])
+        .unwrap();
+    let _bound = machine.irqs.irqfd_unrouted(10, trigger.as_fd(), Some(resample.as_fd())).unwrap();
+    machine.cpu.mmio_write(0xfec0_0000 + INDEX, &0x24u32.to_le_bytes());
+    machine.cpu.mmio_write(0xfec0_0000 + WINDOW, &0x4au32.to_le_bytes());
+    machine.send(0x4a);
+    machine.enter();
+    assert_eq!(crate::kvm::tests::fixture::counter(&resample), 0);
+    machine.eoi();
+    assert_eq!(crate::kvm::tests::fixture::counter(&resample), 1, "as KVM does, whoever sent the vector");
+    machine.send(0x4b);
+    machine.enter();
+    machine.eoi();
+    assert_eq!(crate::kvm::tests::fixture::counter(&resample), 0, "another vector");
 }
 
 #[test]

@@ -1,0 +1,171 @@
+//! One program with a guest on both sides, and where they first differ.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use doorbell::kvm_abi::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::call::{Answer, Call, SOURCES};
+use super::coverage;
+use super::machine::{Machine, Rest, VCPUS};
+use crate::check::kvm::compare::differences_of_vm;
+use crate::check::kvm::coverage::Coverage;
+use crate::check::kvm::machines::new_event;
+use crate::check::kvm::side::VmState;
+use crate::check::shrink::Subject;
+
+/// Everything of one side that is compared after each step.
+#[derive(Clone, PartialEq)]
+pub struct State {
+    /// The chips.
+    pub vm: VmState,
+    /// Which resample events have a counter above 0, a bit each.
+    pub readable: u32,
+}
+
+/// Where two sides differ.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// After which step, counted from 0.
+    pub at: usize,
+    /// What the steps answered up to there.
+    pub answers: Vec<[Answer; 2]>,
+    /// What differs: what it is, and both values.
+    pub items: Vec<[String; 3]>,
+}
+
+/// One side.
+pub struct Side {
+    /// Its VM.
+    pub machine: Machine,
+    events: Vec<OwnedFd>,
+}
+
+impl Side {
+    /// A side with this VM.
+    pub fn new(machine: Machine) -> Self {
+        Self { machine, events: Vec::new() }
+    }
+
+    fn start(&mut self) -> Result<(), Errno> {
+        self.machine.reset()?;
+        self.events = (0..2 * SOURCES).map(|_| new_event()).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn make(&mut self, call: &Call) -> Result<Answer, Errno> {
+        let Self { machine, events } = self;
+        let chips = machine.chips();
+        let outcome = match *call {
+            Call::Message(message) => chips.message(&message),
+            Call::Line { gsi, level } => chips.line(gsi, level),
+            Call::Bind { source, gsi, resample } => {
+                let resample = resample.then(|| events[SOURCES + source].as_fd());
+                chips.bind(source, gsi, events[source].as_fd(), resample)
+            }
+            Call::Unbind { source, gsi } => chips.unbind(source, gsi, events[source].as_fd()),
+            Call::Write { source } => {
+                rustix::io::write(&events[source], &1u64.to_ne_bytes()).map(|_| 0).map_err(Errno::from)
+            }
+            Call::Read { source } => {
+                let mut bytes = [0; 8];
+                let read = rustix::io::read(&events[SOURCES + source], &mut bytes);
+                read.map(|_| i64::from_ne_bytes(bytes)).map_err(Errno::from)
+            }
+            Call::Handler { vcpu, vector, policy } => {
+                machine.set_policy(vcpu, vector, policy);
+                Ok(0)
+            }
+            Call::Guest { vcpu, operation, arguments } => {
+                let (rest, taken) = machine.run(vcpu, operation, arguments)?;
+                return Ok(Answer::Guest(rest, taken));
+            }
+        };
+        if matches!(call, Call::Write { .. } | Call::Bind { .. } | Call::Unbind { .. }) {
+            self.machine.chips().settle();
+        }
+        Ok(Answer::Host(outcome))
+    }
+
+    fn state(&mut self) -> Result<State, Errno> {
+        let ioapic = self.machine.ioapic()?;
+        let lapics = (0..VCPUS).map(|vcpu| self.machine.lapic(vcpu)).collect::<Result<_, _>>()?;
+        let mut polled: Vec<_> = self.events[SOURCES..].iter().map(|event| PollFd::new(event, PollFlags::IN)).collect();
+        poll(&mut polled, Some(&Timespec::default()))?;
+        let readable = polled.iter().enumerate().filter(|(_, event)| event.revents().contains(PollFlags::IN));
+        let readable = readable.fold(0, |bits, (event, _)| bits | 1 << event);
+        Ok(State { vm: VmState { ioapic, lapics }, readable })
+    }
+}
+
+/// The two sides of the comparison: the kernel, then doorbell.
+pub struct Pair<'a> {
+    /// They are borrowed: the kernel is compared with several.
+    pub sides: [&'a mut Side; 2],
+}
+
+impl Pair<'_> {
+    /// Runs a program. `Ok(None)`: no difference.
+    ///
+    /// # Errors
+    /// A call outside of the program that failed and may not.
+    pub fn run(&mut self, calls: &[Call], mut coverage: Option<&mut Coverage>) -> Result<Option<Difference>, Errno> {
+        let [kernel, doorbell] = &mut self.sides;
+        kernel.start()?;
+        doorbell.start()?;
+        let mut answers = Vec::with_capacity(calls.len());
+        let mut before = kernel.state()?;
+        let mut items = differences(&before, &doorbell.state()?);
+        for (at, call) in calls.iter().enumerate() {
+            let answer = [kernel.make(call)?, doorbell.make(call)?];
+            let after = [kernel.state()?, doorbell.state()?];
+            let stuck = answer.iter().any(|answer| matches!(answer, Answer::Guest(Rest::Stuck, _)));
+            if answer[0] != answer[1] || stuck {
+                items.push(["the answer".into(), answer[0].to_string(), answer[1].to_string()]);
+            }
+            if after[0] != after[1] {
+                items.extend(differences(&after[0], &after[1]));
+            }
+            if let Some(coverage) = coverage.as_mut().filter(|_| items.is_empty()) {
+                coverage::count(coverage, call, &answer[0], &before, &after[0]);
+            }
+            answers.push(answer);
+            if !items.is_empty() {
+                return Ok(Some(Difference { at, answers, items }));
+            }
+            [before, _] = after;
+        }
+        Ok(None)
+    }
+}
+
+impl Subject for Pair<'_> {
+    type Step = Call;
+    type Difference = Difference;
+    type Error = Errno;
+
+    fn differs(&mut self, steps: &[Call]) -> Result<Option<Difference>, Errno> {
+        self.run(steps, None)
+    }
+
+    fn step_of(difference: &Difference) -> usize {
+        difference.at
+    }
+
+    fn simpler(step: &Call) -> Vec<Call> {
+        step.simpler()
+    }
+}
+
+fn differences(kernel: &State, doorbell: &State) -> Vec<[String; 3]> {
+    let mut items = Vec::new();
+    differences_of_vm(0, &kernel.vm, &doorbell.vm, &mut items);
+    for source in 0..SOURCES {
+        let readable = |state: &State| if state.readable >> source & 1 == 1 { "above 0" } else { "0" };
+        if readable(kernel) != readable(doorbell) {
+            let name = format!("counter of resample event {source}");
+            items.push([name, readable(kernel).into(), readable(doorbell).into()]);
+        }
+    }
+    items
+}
