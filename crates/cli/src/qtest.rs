@@ -27,6 +27,10 @@ Options, with one dash or two; QEMU's others are accepted and ignored:
                               qmp_capabilities, query-status, cont, stop, system_reset, quit, and human-monitor-command
                               with `info pic` and `info lapic N`
   -smp N, -m MIB              vCPUs (1 to 288), RAM (1 to 2048 MiB)
+  -device intel-iommu,intremap=on[,eim=on][,posted=on]
+                              a VT-d unit at 0xfed90000, in front of devices and IOAPIC
+  -device amd-iommu,intremap=on
+                              an AMD-Vi unit at 0xfed80000
   -device edu,addr=3          a PCI function with an MSI vector
   -device ivshmem-doorbell,vectors=N,chardev=X,addr=4
                               one with MSI-X vectors, whose events come from an ivshmem server

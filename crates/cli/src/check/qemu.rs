@@ -115,31 +115,62 @@ pub fn main(args: Args) -> ExitCode {
     }
 }
 
+/// Which remapping unit a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Vtd,
+    Amd,
+}
+
 /// The options that both machines are started with.
-fn options() -> Vec<String> {
+fn options(unit: Unit) -> Vec<String> {
+    let unit = match unit {
+        Unit::Vtd => "intel-iommu",
+        Unit::Amd => "amd-iommu",
+    };
     let words = format!(
-        "-M q35,kernel-irqchip=off,hpet=off,pit=off -cpu qemu64 -smp {CPUS} -m 64 -device edu,addr=3 -device \
-         ivshmem-doorbell,vectors={VECTORS},chardev=peer,addr=4"
+        "-M q35,kernel-irqchip=off,hpet=off,pit=off -cpu qemu64 -smp {CPUS} -m 64 -device {unit},intremap=on -device \
+         edu,addr=3 -device ivshmem-doorbell,vectors={VECTORS},chardev=peer,addr=4"
     );
     words.split(' ').map(str::to_owned).collect()
 }
 
 /// Doorbell's machine: its events come from the check itself, so there is no server. Its 8259 is that of the data sheet,
 /// which QEMU's is nearer to; KVM's is compared with the kernel's.
-fn doorbell(fault: Option<Fault>) -> Result<Doorbell, Error> {
+fn doorbell(unit: Unit, fault: Option<Fault>) -> Result<Doorbell, Error> {
     let ours = |word: String| word.replace(",chardev=peer", "").replace("q35,", "q35,8259=strict,");
-    let words: Vec<_> = options().into_iter().map(ours).collect();
+    let words: Vec<_> = options(unit).into_iter().map(ours).collect();
     Doorbell::new(&words, fault)
 }
 
-fn pair(fault: Option<Fault>) -> Result<Pair, Missing> {
-    let qemu = Qemu::start(&options())?;
-    Ok(Pair { sides: [Box::new(qemu), Box::new(doorbell(fault)?)] })
+/// The machines of both kinds, each started when it is first needed.
+#[derive(Default)]
+struct Pairs {
+    vtd: Option<Pair>,
+    amd: Option<Pair>,
+}
+
+impl Pairs {
+    fn of(&mut self, unit: Unit, fault: Option<Fault>) -> Result<&mut Pair, Missing> {
+        let pair = match unit {
+            Unit::Vtd => &mut self.vtd,
+            Unit::Amd => &mut self.amd,
+        };
+        match pair {
+            Some(pair) => Ok(pair),
+            None => {
+                let qemu = Qemu::start(&options(unit))?;
+                Ok(pair.insert(Pair { sides: [Box::new(qemu), Box::new(doorbell(unit, fault)?)] }))
+            }
+        }
+    }
 }
 
 fn check(args: &Args) -> Result<Report, Missing> {
     stop::listen();
-    let mut pair = pair(args.cripple)?;
+    let mut pairs = Pairs::default();
+    // At once, so that a missing QEMU is noticed.
+    pairs.of(Unit::Vtd, args.cripple)?;
     let (first, step) = args.shard;
     let numbers: Vec<u64> = match args.only {
         Some(number) => vec![number],
@@ -153,9 +184,12 @@ fn check(args: &Args) -> Result<Report, Missing> {
             break;
         }
         let program = program::generate(args.seed, number, args.calls as usize);
-        match pair.run(&program.steps, Some(&mut report.coverage))? {
+        let pair = pairs.of(program.unit, args.cripple)?;
+        report.coverage.begin();
+        let named = |error: Error| format!("program {number} of seed {}: {error}", args.seed);
+        match pair.run(&program.steps, Some(&mut report.coverage)).map_err(named)? {
             None => report.passed += 1,
-            Some(found) => report.failures.push(failure(&mut pair, args, &program, found)?),
+            Some(found) => report.failures.push(failure(pair, args, &program, found)?),
         }
         report.seconds = start.elapsed().as_secs_f64();
         bar.inc(1);

@@ -11,15 +11,25 @@ use doorbell::chips::x86::lapic::{ApicOptions, ApicSet, LocalApic, slot};
 use doorbell::chips::x86::pic::{self, Pic, PicOptions};
 use doorbell::clock::{Clock, VirtualClock};
 use doorbell::guest_ram::{GuestRam, RamBlock};
-use doorbell::{LineSource, MsiMessage, MsiTarget, PinInput, VcpuId};
+use doorbell::remap::amd::{AmdUnitOptions, AmdVi};
+use doorbell::remap::vtd::{VtdOptions, VtdUnit};
+use doorbell::{DeviceId, LineSource, MsiMessage, MsiTarget, PinInput, VcpuId};
 
 use super::edu::Edu;
 use super::ivshmem::Ivshmem;
-use super::options::{Model, Options};
+use super::options::{Iommu, Model, Options};
 use super::pci::{DeviceBus, Function};
 
 const IOAPIC: u64 = ioapic::DEFAULT_BASE;
 const IOAPIC_BYTES: u64 = 0x1000;
+/// The registers of a VT-d unit, and as whom the IOAPIC sends to it.
+const VTD: u64 = 0xfed9_0000;
+const VTD_BYTES: u64 = 0x1000;
+const VTD_IOAPIC: DeviceId = DeviceId(0xff00);
+/// The same of an AMD-Vi unit.
+const AMD: u64 = 0xfed8_0000;
+const AMD_BYTES: u64 = 0x4000;
+const AMD_IOAPIC: DeviceId = DeviceId(0x00a0);
 /// Where messages are written to, and where each CPU sees its local APIC.
 const MESSAGES: u64 = 0xfee0_0000;
 const MESSAGES_BYTES: u64 = 0x10_0000;
@@ -61,6 +71,13 @@ impl Chip {
     }
 }
 
+/// The remapping unit of a machine.
+enum Unit {
+    None,
+    Vtd(Arc<VtdUnit>),
+    Amd(Arc<AmdVi>),
+}
+
 /// The machine.
 pub struct Machine {
     options: Options,
@@ -72,6 +89,7 @@ pub struct Machine {
     locals: Vec<LocalApic>,
     ioapic: IoApic,
     pic: Pic,
+    unit: Unit,
     config_address: u32,
     functions: BTreeMap<u8, Function>,
     /// The chip whose lines are watched: they are reported and reach it no more.
@@ -86,6 +104,7 @@ enum Place {
     Ram(usize),
     IoApic(u64),
     Message(u64),
+    Unit(u64),
     Bar(u8, usize, u64),
     Nothing,
 }
@@ -101,10 +120,26 @@ impl Machine {
     }
 
     fn build(options: Options, ram: Arc<RamBlock>, clock: Arc<VirtualClock>) -> Result<Self, String> {
-        let apics = ApicSet::new(options.cpus, Arc::new(()), ApicOptions::default());
+        let extended_ids = matches!(options.iommu, Some(Iommu::Intel { extended: true, .. }));
+        let apics = ApicSet::new(options.cpus, Arc::new(()), ApicOptions { extended_ids, ..ApicOptions::default() });
         let locals = (0..options.cpus).filter_map(|cpu| apics.local(VcpuId(cpu))).map(enabled).collect();
-        let msi: Arc<dyn MsiTarget> = apics.clone();
-        let ioapic = IoApic::new(msi.clone(), IoApicOptions::default());
+        // What devices and the IOAPIC send to, and as whom the IOAPIC does.
+        let (unit, msi, device_id): (_, Arc<dyn MsiTarget>, _) = match options.iommu {
+            None => (Unit::None, apics.clone(), None),
+            Some(Iommu::Intel { extended, posted }) => {
+                // One record, as QEMU's unit.
+                let options = VtdOptions { extended_mode: extended, posted, fault_records: 1, ..VtdOptions::default() };
+                let unit = Arc::new(VtdUnit::new(options, apics.clone(), ram.clone()));
+                (Unit::Vtd(unit.clone()), unit, Some(VTD_IOAPIC))
+            }
+            Some(Iommu::Amd) => {
+                let units = [AmdUnitOptions::default()];
+                let unit = AmdVi::new(apics.clone(), ram.clone(), Arc::new(()), &units);
+                let unit = unit.map_err(|error| error.to_string())?;
+                (Unit::Amd(unit.clone()), unit, Some(AMD_IOAPIC))
+            }
+        };
+        let ioapic = IoApic::new(msi.clone(), IoApicOptions { device_id, ..IoApicOptions::default() });
         let wire = apics.clone();
         let pic =
             Pic::new(move |level| wire.set_pic_output(VcpuId(0), level), PicOptions { strict: options.strict_pic });
@@ -126,6 +161,7 @@ impl Machine {
             locals,
             ioapic,
             pic,
+            unit,
             config_address: 0,
             functions,
             watched: None,
@@ -150,6 +186,14 @@ impl Machine {
         }
         if let Some(offset) = address.checked_sub(IOAPIC).filter(|offset| *offset < IOAPIC_BYTES) {
             return Place::IoApic(offset);
+        }
+        let (unit, bytes) = match self.unit {
+            Unit::None => (0, 0),
+            Unit::Vtd(_) => (VTD, VTD_BYTES),
+            Unit::Amd(_) => (AMD, AMD_BYTES),
+        };
+        if let Some(offset) = address.checked_sub(unit).filter(|offset| *offset < bytes) {
+            return Place::Unit(offset);
         }
         if let Some(offset) = address.checked_sub(MESSAGES).filter(|offset| *offset < MESSAGES_BYTES) {
             return Place::Message(offset);
@@ -180,6 +224,7 @@ impl Machine {
                 // The piece lies in it.
                 Place::Ram(_) => drop(self.ram.read(address, now)),
                 Place::IoApic(offset) => self.ioapic.mmio_read(offset, now),
+                Place::Unit(offset) => self.unit_load(offset, now),
                 Place::Bar(devfn, bar, offset) => {
                     if let Some(function) = self.functions.get_mut(&devfn) {
                         function.load(bar, offset, now);
@@ -204,6 +249,7 @@ impl Machine {
                     // There are no resamplers.
                     Effect::Ended(pins) | Effect::Unmasked(pins) => self.ioapic.reevaluate(ioapic::CHIP, &pins),
                 },
+                Place::Unit(offset) => self.unit_store(offset, now),
                 Place::Message(offset) => self.message(offset, now),
                 Place::Bar(devfn, bar, offset) => {
                     if let Some(function) = self.functions.get_mut(&devfn) {
@@ -214,6 +260,28 @@ impl Machine {
             }
             address = address.wrapping_add(now.len() as u64);
             bytes = rest;
+        }
+    }
+
+    fn unit_load(&self, offset: u64, bytes: &mut [u8]) {
+        match &self.unit {
+            Unit::None => {}
+            Unit::Vtd(unit) => {
+                let value = unit.read(offset, bytes.len()).to_le_bytes();
+                bytes.copy_from_slice(&value[..bytes.len()]);
+            }
+            Unit::Amd(unit) => unit.units().iter().for_each(|unit| unit.mmio_read(offset, bytes)),
+        }
+    }
+
+    fn unit_store(&self, offset: u64, bytes: &[u8]) {
+        match &self.unit {
+            Unit::None => {}
+            Unit::Vtd(unit) => {
+                let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+                unit.write(offset, bytes.len(), value);
+            }
+            Unit::Amd(unit) => unit.units().iter().for_each(|unit| unit.mmio_write(offset, bytes)),
         }
     }
 

@@ -17,10 +17,10 @@ const MOST_VECTORS: u16 = 2048;
 /// Which remapping unit the machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Iommu {
-    /// `-device intel-iommu`, with `intremap=on` or not.
-    Intel { remapping: bool },
-    /// `-device amd-iommu`.
-    Amd { remapping: bool },
+    /// `-device intel-iommu,intremap=on`; with `eim=on`, for 32-bit destinations.
+    Intel { extended: bool, posted: bool },
+    /// `-device amd-iommu,intremap=on`.
+    Amd,
 }
 
 /// A PCI function, and where it is.
@@ -177,12 +177,14 @@ impl Options {
         let value = Value::of(word);
         let remapping = value.is_on("intremap");
         let model = match value.first {
+            // Without interrupt remapping there is nothing of a unit here.
             "intel-iommu" => {
-                self.iommu = Some(Iommu::Intel { remapping });
+                let (extended, posted) = (value.is_on("eim"), value.is_on("posted"));
+                self.iommu = remapping.then_some(Iommu::Intel { extended, posted });
                 return Ok(());
             }
             "amd-iommu" => {
-                self.iommu = Some(Iommu::Amd { remapping });
+                self.iommu = remapping.then_some(Iommu::Amd);
                 return Ok(());
             }
             "edu" => Model::Edu,
@@ -293,16 +295,17 @@ mod tests {
         .unwrap();
         let edu = Device { devfn: 0x18, model: Model::Edu };
         let ivshmem = Device { devfn: 0x21, model: Model::Ivshmem { vectors: 3, server: Some("/d/p".into()) } };
-        let iommu = Some(Iommu::Intel { remapping: true });
+        let iommu = Some(Iommu::Intel { extended: false, posted: false });
         assert_eq!(line.machine, Options { cpus: 2, mib: 256, iommu, strict_pic: false, devices: vec![edu, ivshmem] });
         assert_eq!((line.qtest, line.qmp), (Some(unix("/d/q")), Some(unix("/d/m"))));
     }
 
     #[test]
     fn devices_without_an_address_get_the_next() {
-        let line = parse("-device edu -device amd-iommu -device edu").unwrap();
+        let line = parse("-device edu -device amd-iommu,intremap=on -device edu").unwrap();
         assert_eq!(line.machine.devices.iter().map(|device| device.devfn).collect::<Vec<_>>(), [0x08, 0x10]);
-        assert_eq!(line.machine.iommu, Some(Iommu::Amd { remapping: false }));
+        assert_eq!(line.machine.iommu, Some(Iommu::Amd));
+        assert_eq!(parse("-device intel-iommu").unwrap().machine.iommu, None);
     }
 
     #[test]

@@ -348,3 +348,51 @@ fn a_reset_leaves_ram_and_time_and_nothing_else() {
         ],
     );
 }
+
+/// The registers of the VT-d unit, as the specification has them; the values that are QEMU's too are those of its unit.
+#[test]
+fn a_vt_d_unit_remaps_the_messages_of_devices_and_records_what_it_blocks() {
+    let mut machine = machine("-smp 2 -m 64 -device intel-iommu,intremap=on -device edu,addr=3");
+    conversation(
+        &mut machine,
+        &[
+            ("readl 0xfed90000", "OK 0x0000000000000010"),
+            ("writeq 0xfed900b8 0x2000007", "OK"),
+            ("writel 0xfed90018 0x1000000", "OK"),
+            ("readl 0xfed9001c", "OK 0x0000000001000000"),
+            ("writel 0xfed90018 0x2000000", "OK"),
+            ("readl 0xfed9001c", "OK 0x0000000003000000"),
+            // Entry 9: vector 0x42 for CPU 1, from 00:03.0 only.
+            ("write 0x2000090 16 0x01004200000100001800040000000000", "OK"),
+            ("outl 0xcf8 0x80001810", "OK"),
+            ("outl 0xcfc 0xe0000000", "OK"),
+            ("outl 0xcf8 0x80001804", "OK"),
+            ("outw 0xcfc 6", "OK"),
+            // Handle 5 with subhandle 4.
+            ("outl 0xcf8 0x80001844", "OK"),
+            ("outl 0xcfc 0xfee000b8", "OK"),
+            ("outl 0xcf8 0x8000184c", "OK"),
+            ("outw 0xcfc 4", "OK"),
+            ("outl 0xcf8 0x80001840", "OK"),
+            ("outw 0xcfe 1", "OK"),
+            ("writel 0xe0000060 1", "OK"),
+            ("readl 0xfed90034", "OK 0x0000000000000000"),
+        ],
+    );
+    assert_eq!((vectors(&machine, 0, "IRR"), vectors(&machine, 1, "IRR")), ("(none)".into(), "66".into()));
+    conversation(
+        &mut machine,
+        &[
+            // A CPU's own store is not remapped.
+            ("writel 0xfee01000 0x55", "OK"),
+            // Subhandle 5: entry 10 is not present.
+            ("outl 0xcf8 0x8000184c", "OK"),
+            ("outw 0xcfc 5", "OK"),
+            ("writel 0xe0000060 1", "OK"),
+            ("readl 0xfed90034", "OK 0x0000000000000002"),
+            ("readq 0xfed90220", "OK 0x000a000000000000"),
+            ("readq 0xfed90228", "OK 0x8000002200000018"),
+        ],
+    );
+    assert_eq!((vectors(&machine, 0, "IRR"), vectors(&machine, 1, "IRR")), ("(none)".into(), "66 85".into()));
+}

@@ -24,16 +24,16 @@ pub struct Pair {
     pub sides: [Box<dyn Wire>; 2],
 }
 
-/// Takes one step. What was loaded, if it loads.
+/// Takes one step; `tail` is the next free place of the unit's queue. What was loaded, if it loads.
 ///
 /// # Errors
 /// Where the machine is gone.
-pub fn take(wire: &mut dyn Wire, step: &Step) -> Result<String, Error> {
+pub fn take(wire: &mut dyn Wire, tail: u16, step: &Step) -> Result<String, Error> {
     if let Step::Event { vector, times } = *step {
         wire.event(vector, times)?;
         return Ok(String::new());
     }
-    let lines = step.lines(|chip| wire.path(chip).to_owned());
+    let lines = step.lines(tail, |chip| wire.path(chip).to_owned());
     Ok(wire.say(&lines)?.pop().unwrap_or_default())
 }
 
@@ -56,7 +56,9 @@ impl Pair {
                 continue;
             };
             let [left, right] = &mut self.sides;
-            let answer = model.answered(&step, [take(&mut **left, &step)?, take(&mut **right, &step)?]);
+            let tail = model.take_tail(&step);
+            let taken = [take(&mut **left, tail, &step)?, take(&mut **right, tail, &step)?];
+            let answer = model.answered(&step, taken);
             let after = model.seen(State::of(&mut **left)?);
             if answer[0] != answer[1] {
                 items.push(["the answer".into(), answer[0].clone(), answer[1].clone()]);

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::state::State;
-use super::step::{Field, Step};
+use super::step::{Amd, Field, Source, Step, Vtd};
 use crate::qtest::machine::Chip;
 
 /// The rows that programs can reach, with what reaching them means.
-pub const ROWS: [(&str, &str); 24] = [
+pub const ROWS: [(&str, &str); 31] = [
     ("A2", "a masked level pin raised"),
     ("A3", "it is unmasked with its line high"),
     ("A4", "a level pin raised while remote IRR is set"),
@@ -31,6 +31,13 @@ pub const ROWS: [(&str, &str); 24] = [
     ("P5", "a masked pin raised"),
     ("P9", "an interrupt taken by a poll"),
     ("P10", "a chip set up anew with requests or interrupts in service"),
+    ("T1", "a remapped message without a subhandle"),
+    ("T2", "a remapped message with a subhandle"),
+    ("T3", "a remapped message that nobody gets"),
+    ("T-IOAPIC", "a pin whose entry is remapped"),
+    ("T-wait", "a wait descriptor that asks for an interrupt"),
+    ("T20", "a message that a unit without a valid table lets pass"),
+    ("T22", "a message remapped by its device's table"),
     ("P11", "an interrupt in service while another asks"),
 ];
 
@@ -41,6 +48,10 @@ pub struct Coverage {
     pub steps: BTreeMap<&'static str, u64>,
     /// The rows reached.
     pub rows: BTreeSet<&'static str>,
+    /// The address of the MSI function.
+    msi: u32,
+    /// The AMD-Vi unit is on; the MSI function's device entry remaps.
+    amd: [bool; 2],
 }
 
 /// A byte of a line of the monitor, such as `irr=0f`.
@@ -55,6 +66,11 @@ impl Coverage {
         if reached {
             self.rows.insert(row);
         }
+    }
+
+    /// A new program begins.
+    pub fn begin(&mut self) {
+        (self.msi, self.amd) = (0, [false; 2]);
     }
 
     /// Counts a step by what QEMU did.
@@ -72,6 +88,7 @@ impl Coverage {
                 self.reach("A6", level && !is_level && masked);
                 self.reach("A8", level && !is_level && !masked && woken);
                 self.reach("L1", level && !is_level && !masked && !woken);
+                self.reach("T-IOAPIC", woken && before.vtd[0] >> 25 & 1 == 1 && entry >> 48 & 1 == 1);
                 self.reach("L3", woken && entry >> 56 == 0xff);
             }
             Step::IoApicStore { index, .. } => {
@@ -88,6 +105,21 @@ impl Coverage {
                 let again = before.latched != 0 && woken;
                 self.reach("A9", ended || again);
             }
+            Step::Msi { address, .. } => self.msi = address,
+            Step::MsiEvent => {
+                let remapped = before.vtd[0] >> 25 & 1 == 1 && self.msi & 0x10 != 0;
+                self.reach("T1", remapped && woken && self.msi & 8 == 0);
+                self.reach("T2", remapped && woken && self.msi & 8 != 0);
+                self.reach("T3", remapped && !woken);
+                let [on, remaps] = self.amd;
+                self.reach("T20", on && !remaps && woken);
+                self.reach("T22", on && remaps && woken);
+            }
+            Step::Amd(Amd::On) => self.amd = [true, false],
+            Step::Amd(Amd::Device { source: Source::Edu, interrupts }) => {
+                self.amd[1] = interrupts & 1 == 1 && interrupts >> 60 & 3 == 2;
+            }
+            Step::Vtd(Vtd::Entry { interrupt, .. }) => self.reach("T-wait", interrupt && after.vtd[1] == 1),
             Step::Event { vector, times } => {
                 let pending = |state: &State| state.pending >> vector & 1 == 1;
                 self.reach("M2", !pending(before) && pending(after));

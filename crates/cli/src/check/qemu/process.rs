@@ -64,22 +64,27 @@ impl Drop for Folder {
     }
 }
 
-/// One end of a conversation in lines.
-struct Lines(BufReader<UnixStream>);
+/// One end of a conversation in lines, and where QEMU says why it left.
+struct Lines(BufReader<UnixStream>, PathBuf);
 
 impl Lines {
-    fn new(stream: UnixStream) -> Self {
-        Self(BufReader::with_capacity(1 << 16, stream))
+    fn new(stream: UnixStream, stderr: &Path) -> Self {
+        Self(BufReader::with_capacity(1 << 16, stream), stderr.to_owned())
+    }
+
+    fn gone(&self) -> Error {
+        let said = std::fs::read_to_string(&self.1).unwrap_or_default();
+        format!("QEMU is gone: {}", said.trim().lines().next_back().unwrap_or("it said nothing"))
     }
 
     fn write(&mut self, text: &str) -> Result<(), Error> {
-        self.0.get_mut().write_all(text.as_bytes()).map_err(|error| format!("QEMU is gone: {error}"))
+        self.0.get_mut().write_all(text.as_bytes()).map_err(|_| self.gone())
     }
 
     fn read(&mut self) -> Result<String, Error> {
         let mut line = String::new();
         match self.0.read_line(&mut line) {
-            Ok(0) => Err("QEMU is gone".into()),
+            Ok(0) => Err(self.gone()),
             Ok(_) => Ok(line),
             Err(error) => Err(format!("QEMU does not answer: {error}")),
         }
@@ -163,7 +168,8 @@ impl Qemu {
         let mut process = Process(child);
         // It connects to all of them by itself, and then waits for the server's greeting.
         let server = Server::new(accept(&peer, &mut process, &stderr)?, VECTORS)?;
-        let [qmp, qtest] = [&qmp, &qtest].map(|listener| accept(listener, &mut process, &stderr).map(Lines::new));
+        let [qmp, qtest] = [&qmp, &qtest]
+            .map(|listener| Ok::<_, Error>(Lines::new(accept(listener, &mut process, &stderr)?, &stderr)));
         let (qmp, qtest) = (qmp?, qtest?);
         let mut qemu = Self { _process: process, qtest, qmp, server, pics: Default::default(), _folder: folder };
         qemu.qmp.read()?;

@@ -1,7 +1,8 @@
 //! Random programs: the same for the same seed, and biased to where things go wrong.
 
 use super::super::random::Random;
-use super::step::{Field, MAILBOXES, Step};
+use super::Unit;
+use super::step::{Amd, Field, MAILBOXES, Source as Sender, Step, Vtd};
 use super::wire::VECTORS;
 use crate::qtest::machine::Chip;
 
@@ -13,6 +14,8 @@ const PIC_PORTS: [u16; 6] = [0x20, 0xa0, 0x21, 0xa1, 0x4d0, 0x4d1];
 pub struct Program {
     /// Its number under its seed.
     pub number: u64,
+    /// Which remapping unit its machine has.
+    pub unit: Unit,
     /// What it does, in order.
     pub steps: Vec<Step>,
 }
@@ -25,7 +28,11 @@ struct Source {
     /// A few pins of the IOAPIC, for the same reason.
     pins: [u8; 4],
     /// Which stations it is about; the numbers are shares.
-    shares: [u64; 4],
+    shares: [u64; 5],
+    /// Indices of remapping entries, and the size of the table.
+    indices: [u16; 5],
+    size: u8,
+    unit: Unit,
 }
 
 /// Program `number` of `seed`, with `steps` steps.
@@ -37,16 +44,21 @@ pub fn generate(seed: u64, number: u64, steps: usize) -> Program {
     });
     let pins = std::array::from_fn(|_| 1 + random.below(23) as u8);
     // Two stations at most, so that a program gets somewhere.
-    let mut shares = [0; 4];
-    shares[random.below(4) as usize] += 70;
-    shares[random.below(4) as usize] += 30;
-    let mut source = Source { random, vectors, pins, shares };
+    let mut shares = [0; 5];
+    shares[random.below(5) as usize] += 70;
+    shares[random.below(5) as usize] += 30;
+    // One in four about remapping, with the other unit.
+    let unit = if shares[4] > 0 && random.one_in(2) { Unit::Amd } else { Unit::Vtd };
+    let size = random.below(6) as u8;
+    // At the end of the table, and beyond it.
+    let indices = std::array::from_fn(|_| random.below(3 << size).min(511) as u16);
+    let mut source = Source { random, vectors, pins, shares, indices, size, unit };
     let mut program = Vec::with_capacity(steps + 8);
     while program.len() < steps {
         source.steps(&mut program);
     }
     program.truncate(steps);
-    Program { number, steps: program }
+    Program { number, unit, steps: program }
 }
 
 impl Source {
@@ -61,7 +73,11 @@ impl Source {
             Some(0) | None => program.push(self.ioapic()),
             Some(1) => self.pic(program),
             Some(2) => program.push(self.msix()),
-            Some(_) => program.push(self.message_or_msi()),
+            Some(3) => program.push(self.message_or_msi()),
+            Some(_) => match self.unit {
+                Unit::Vtd => self.vtd(program),
+                Unit::Amd => self.amd(program),
+            },
         }
     }
 
@@ -135,6 +151,136 @@ impl Source {
             4..7 => Step::Msi { address: 0xfee0_0000 | offset, data: data as u16, enable: !self.random.one_in(5) },
             _ => Step::MsiEvent,
         }
+    }
+
+    fn index(&mut self) -> u16 {
+        let indices = self.indices;
+        if self.random.one_in(20) { self.random.next() as u16 } else { self.random.pick(&indices) }
+    }
+
+    /// A message in remappable format: the address, and the data.
+    fn remappable(&mut self) -> (u32, u32) {
+        let index = u32::from(self.index());
+        let subhandle = self.random.one_in(3);
+        let data = if subhandle { self.random.below(4) as u32 } else { self.message().1 };
+        let handle = if subhandle { index.saturating_sub(data) } else { index };
+        (0xfee0_0010 | (handle & 0x7fff) << 5 | handle >> 15 << 2 | u32::from(subhandle) << 3, data)
+    }
+
+    fn vtd(&mut self, program: &mut Vec<Step>) {
+        let second = self.random.one_in(6);
+        let size = if self.random.one_in(4) { self.random.below(10) as u8 } else { self.size };
+        let step = match self.random.below(30) {
+            0..3 => Step::Vtd(Vtd::On { size: self.size }),
+            3 => Step::Vtd(Vtd::Table { second, size }),
+            4..12 => {
+                let index = self.index() % 512;
+                let flags = u64::from(!self.random.one_in(6)) | self.random.below(2) << 1 | self.random.below(2) << 4;
+                let reserved = if self.random.one_in(12) { 1 << (24 + self.random.below(8)) } else { 0 };
+                let mode = u64::from(self.mode() >> 8) << 5;
+                let to = u64::from(self.destination()) << 40;
+                let low = flags | mode | u64::from(self.vector()) << 16 | to | reserved;
+                // The MSI function, the MSI-X function, the IOAPIC, or nearly one of them.
+                let source = self.random.pick(&[0x18, 0x18, 0x20, 0xff00, 0x1a, 0x118, 0xff18]);
+                let check = self.random.pick(&[0, 0, 1, 1, 1, 2, 3]);
+                let mut high = source | self.random.below(4) << 16 | check << 18;
+                if check == 2 {
+                    high = self.random.pick(&[0, 0x0001, 0x00ff, 0xffff, 0xff00, 0x0100]) | 2 << 18;
+                }
+                if self.random.one_in(16) {
+                    high |= 1 << (20 + self.random.below(44));
+                }
+                let (all, interrupt) = (self.random.one_in(2), self.random.one_in(6));
+                Step::Vtd(Vtd::Entry { second, index, low, high, all, interrupt })
+            }
+            12..18 => {
+                let (address, data) = self.remappable();
+                Step::Msi { address, data: data as u16, enable: true }
+            }
+            18..23 => Step::MsiEvent,
+            23 => {
+                // Vector 0 of the MSI-X function, from nothing to sent.
+                let (address, data) = self.remappable();
+                for (field, value) in
+                    [(Field::Address, address.into()), (Field::Data, data.into()), (Field::Control, 0)]
+                {
+                    program.push(Step::MsixStore { vector: 0, field, value });
+                }
+                program.push(Step::MsixControl { enable: true, function_mask: false });
+                Step::Event { vector: 0, times: 1 }
+            }
+            24 | 25 => {
+                let (index, pin) = (u32::from(self.index()), self.pin());
+                let value = u32::from(self.vector()) | (self.random.below(2) as u32) << 15;
+                program.push(Step::IoApicStore { index: 0x11 + 2 * pin, value: (index & 0x7fff) << 17 | 1 << 16 });
+                program.push(Step::IoApicStore { index: 0x10 + 2 * pin, value });
+                Step::Line { chip: Chip::IoApic, pin: pin.into(), level: true }
+            }
+            26 => self.ioapic(),
+            27 => {
+                let offset = self.random.pick(&[0x9c, 0xa0, 0xa0, 0xa4, 0xa8]);
+                let value = match offset {
+                    0x9c => 1,
+                    0xa0 => self.random.below(2) as u32 * 0x8000_0000,
+                    0xa4 => u32::from(self.vector()),
+                    _ => self.destination() << 12,
+                };
+                Step::Vtd(Vtd::Store { offset, value })
+            }
+            _ => {
+                Step::Vtd(Vtd::Load { offset: self.random.pick(&[0, 0x18, 0x80, 0x88, 0x90, 0x9c, 0xa0, 0xb8, 0xbc]) })
+            }
+        };
+        program.push(step);
+    }
+
+    fn amd(&mut self, program: &mut Vec<Step>) {
+        let source = self.random.pick(&Sender::ALL);
+        let index = self.index() & 0x7ff;
+        let address = 0xfee0_0000 | self.destination() << 12;
+        let step = match self.random.below(30) {
+            0..3 => Step::Amd(Amd::On),
+            3..10 => {
+                let length = if self.random.one_in(12) { self.random.below(16) } else { u64::from(self.size) + 4 };
+                let control = self.random.pick(&[2, 2, 2, 2, 2, 0, 1, 3]);
+                let passes = self.random.below(8);
+                let valid = u64::from(!self.random.one_in(8));
+                let ignore = self.random.below(2);
+                let reserved = if self.random.one_in(16) { 1 << self.random.pick(&[52, 53, 54, 55, 59]) } else { 0 };
+                let interrupts = valid | length << 1 | ignore << 5 | passes << 56 | control << 60 | reserved;
+                Step::Amd(Amd::Device { source, interrupts })
+            }
+            10..17 => {
+                let flags = u32::from(!self.random.one_in(6)) | (self.random.below(2) as u32) << 1;
+                let kind = self.random.pick(&[0, 0, 0, 0, 1, 2, 3, 4, 7]) << 2;
+                let more = self.random.below(2) as u32 * 0x20;
+                let reserved = if self.random.one_in(12) { 1 << (24 + self.random.below(8)) } else { 0 };
+                let entry = flags | kind | more | self.destination() << 8 | u32::from(self.vector()) << 16 | reserved;
+                Step::Amd(Amd::Entry { source, index, entry })
+            }
+            17..21 => {
+                let mode = if self.random.one_in(5) { self.random.pick(&[2, 3, 4, 5, 6]) << 8 } else { index & 0x700 };
+                Step::Msi { address, data: index & 0xff | mode, enable: true }
+            }
+            21..26 => Step::MsiEvent,
+            26 => {
+                for (field, value) in
+                    [(Field::Address, address.into()), (Field::Data, index.into()), (Field::Control, 0)]
+                {
+                    program.push(Step::MsixStore { vector: 0, field, value });
+                }
+                program.push(Step::MsixControl { enable: true, function_mask: false });
+                Step::Event { vector: 0, times: 1 }
+            }
+            27 => {
+                let pin = self.pin();
+                let value = u32::from(index) & 0x1ff | (self.random.below(2) as u32) << 15;
+                program.push(Step::IoApicStore { index: 0x10 + 2 * pin, value });
+                Step::Line { chip: Chip::IoApic, pin: pin.into(), level: true }
+            }
+            _ => self.ioapic(),
+        };
+        program.push(step);
     }
 
     fn pic(&mut self, program: &mut Vec<Step>) {

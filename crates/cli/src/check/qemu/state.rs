@@ -1,6 +1,8 @@
 //! What can be seen of a machine after each step.
 
-use super::step::{CAPABILITY, EDU_BAR, MAILBOXES, MSIX_BAR, config};
+use super::step::{
+    AMD, CAPABILITY, EDU_BAR, INTERRUPT_TABLES, MAILBOXES, MSIX_BAR, STATUS, TABLE_BYTES, TABLES, VTD, config,
+};
 use super::wire::{CPUS, EDU, Error, IVSHMEM, VECTORS, Wire};
 
 /// The registers of the IOAPIC, the 8259s, the local APICs' vectors, the pending bits, and what messages left in RAM.
@@ -20,7 +22,23 @@ pub struct State {
     pub delivered: Vec<u64>,
     /// The IOAPIC's id and index.
     pub ioapic: String,
+    /// Registers of the VT-d unit, as [`VTD_REGISTERS`] names them.
+    pub vtd: [u64; VTD_REGISTERS.len()],
+    /// Head and tail of the AMD-Vi unit's command buffer.
+    pub amd: [u64; 2],
 }
+
+/// Registers of the VT-d unit that both show alike. Of the faults only those of the queue are (bit 4).
+const VTD_REGISTERS: [(&str, u64); 8] = [
+    ("GSTS", 0x1c),
+    ("ICS", 0x9c),
+    ("IECTL", 0xa0),
+    ("IQH", 0x80),
+    ("IQT", 0x88),
+    ("IRTA", 0xb8),
+    ("IEDATA", 0xa4),
+    ("IEADDR", 0xa8),
+];
 
 /// Resets a machine and gives its functions their addresses.
 ///
@@ -28,7 +46,9 @@ pub struct State {
 /// Where it is gone.
 pub fn prelude(wire: &mut dyn Wire) -> Result<(), Error> {
     wire.reset()?;
-    let mut lines = vec![format!("memset {MAILBOXES:#x} 0x1000 0")];
+    let mut lines = vec![format!("memset {MAILBOXES:#x} 0x1000 0"), format!("writel {STATUS:#x} 0")];
+    lines.extend(TABLES.map(|table| format!("memset {table:#x} {TABLE_BYTES:#x} 0")));
+    lines.push(format!("memset {INTERRUPT_TABLES:#x} 0x6000 0"));
     for (devfn, bar, address) in [(EDU, 0x10, EDU_BAR), (IVSHMEM, 0x14, MSIX_BAR)] {
         lines.extend([config(devfn, bar), format!("outl 0xcfc {address:#x}")]);
         lines.extend([config(devfn, 4), "outw 0xcfc 0x6".into()]);
@@ -61,13 +81,17 @@ impl State {
         let boxes = || (0..u64::from(VECTORS)).map(|vector| MAILBOXES + 4 * vector);
         let mut lines = vec![format!("readq {:#x}", MSIX_BAR + 0x800)];
         lines.extend(boxes().map(|mailbox| format!("readl {mailbox:#x}")));
+        lines.extend(VTD_REGISTERS.map(|(_, offset)| format!("readl {:#x}", VTD + offset)));
+        lines.extend([0x2000, 0x2008].map(|offset| format!("readq {:#x}", AMD + offset)));
         let mut read = wire.say(&lines)?.into_iter().map(|answer| number(&answer));
         let pending = read.next().unwrap_or_default();
-        let delivered: Vec<u64> = read.collect();
+        let delivered: Vec<u64> = read.by_ref().take(VECTORS.into()).collect();
+        let vtd = std::array::from_fn(|_| read.next().unwrap_or_default());
+        let amd = std::array::from_fn(|_| read.next().unwrap_or_default());
         if delivered.iter().any(|data| *data != 0) {
             wire.say(&boxes().map(|mailbox| format!("writel {mailbox:#x} 0")).collect::<Vec<_>>())?;
         }
-        Ok(Self { pending, delivered, ..Self::shown(&shown) })
+        Ok(Self { pending, delivered, vtd, amd, ..Self::shown(&shown) })
     }
 
     fn shown(shown: &[String]) -> Self {
@@ -97,6 +121,8 @@ impl State {
             entries,
             pending: 0,
             delivered: Vec::new(),
+            vtd: [0; VTD_REGISTERS.len()],
+            amd: [0; 2],
         }
     }
 
@@ -125,6 +151,12 @@ impl State {
         compare("MSI-X pending".into(), hex(self.pending), hex(other.pending));
         for (at, (left, right)) in self.delivered.iter().zip(&other.delivered).enumerate() {
             compare(format!("mailbox {at}"), hex(*left), hex(*right));
+        }
+        for (name, at) in [("head", 0), ("tail", 1)] {
+            compare(format!("AMD-Vi command {name}"), hex(self.amd[at]), hex(other.amd[at]));
+        }
+        for ((name, _), (left, right)) in VTD_REGISTERS.iter().zip(self.vtd.iter().zip(&other.vtd)) {
+            compare(format!("VT-d {name}"), hex(*left), hex(*right));
         }
         items
     }

@@ -64,7 +64,175 @@ pub enum Step {
     Msi { address: u32, data: u16, enable: bool },
     /// Its event.
     MsiEvent,
+    /// What a guest does with a VT-d unit.
+    Vtd(Vtd),
+    /// What a guest does with an AMD-Vi unit.
+    Amd(Amd),
 }
+
+/// A device that an AMD-Vi unit knows, with a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The MSI function.
+    Edu,
+    /// The MSI-X function.
+    Ivshmem,
+    /// The IOAPIC.
+    IoApic,
+}
+
+impl Source {
+    /// By number, from 0 to 2.
+    pub const ALL: [Self; 3] = [Self::Edu, Self::Ivshmem, Self::IoApic];
+
+    fn requester(self) -> u16 {
+        match self {
+            Self::Edu => EDU.into(),
+            Self::Ivshmem => IVSHMEM.into(),
+            Self::IoApic => 0xa0,
+        }
+    }
+
+    fn table(self) -> u64 {
+        INTERRUPT_TABLES + 0x2000 * self as u64
+    }
+}
+
+/// What a guest does with an AMD-Vi unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Amd {
+    /// The whole set-up: device table, command buffer, remapping on.
+    On,
+    /// A device's entry stored, invalidated and waited for; the table's address is the source's own.
+    Device { source: Source, interrupts: u64 },
+    /// An entry of a device's table stored, invalidated and waited for.
+    Entry { source: Source, index: u16, entry: u32 },
+}
+
+/// What a guest does with a VT-d unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vtd {
+    /// The whole set-up: a table of 2^(size + 1) entries, the queue, and remapping on.
+    On { size: u8 },
+    /// Another table, or another size.
+    Table { second: bool, size: u8 },
+    /// An entry stored, invalidated (by its index or with all), and waited for.
+    Entry { second: bool, index: u16, low: u64, high: u64, all: bool, interrupt: bool },
+    /// A store to a register of the completion event, or to its status.
+    Store { offset: u16, value: u32 },
+    /// A load of a register.
+    Load { offset: u16 },
+}
+
+/// The VT-d unit.
+pub const VTD: u64 = 0xfed9_0000;
+/// Its two tables, and its queue of 256 descriptors.
+pub const TABLES: [u64; 2] = [0x20_0000, 0x30_0000];
+const QUEUE: u64 = 0x40_0000;
+/// What programs use of a table.
+pub const TABLE_BYTES: u64 = 0x2000;
+/// Where wait descriptors say that they are done, and what.
+pub const STATUS: u64 = QUEUE + 0x1000;
+/// Global command: remapping, take the table, the queue, and messages in compatibility format, which QEMU lets pass
+/// anyhow.
+const REMAPPING: u32 = 1 << 25;
+const TAKE_TABLE: u32 = 1 << 24;
+const QUEUED: u32 = 1 << 26;
+const COMPATIBILITY: u32 = 1 << 23;
+
+impl Vtd {
+    /// The lines of the protocol. `tail` is the next free place of the queue.
+    fn lines(&self, tail: u16) -> Vec<String> {
+        let writel = |offset: u64, value: u32| format!("writel {:#x} {value:#x}", VTD + offset);
+        let writeq = |offset: u64, value: u64| format!("writeq {:#x} {value:#x}", VTD + offset);
+        match *self {
+            Self::On { size } => vec![
+                writeq(0xb8, TABLES[0] | u64::from(size)),
+                writel(0x18, TAKE_TABLE),
+                writeq(0x88, 0),
+                writeq(0x90, QUEUE),
+                writel(0x18, QUEUED | COMPATIBILITY),
+                writel(0x18, REMAPPING | QUEUED | COMPATIBILITY),
+            ],
+            Self::Table { second, size } => vec![
+                writeq(0xb8, TABLES[usize::from(second)] | u64::from(size)),
+                writel(0x18, REMAPPING | QUEUED | COMPATIBILITY | TAKE_TABLE),
+            ],
+            Self::Entry { second, index, low, high, all, interrupt } => {
+                let entry = TABLES[usize::from(second)] + 16 * u64::from(index);
+                // Interrupt entry cache; then wait, and write a status that says which.
+                let forget = 4 | u64::from(!all) << 4 | if all { 0 } else { u64::from(index) << 32 };
+                // Not both: QEMU ends itself then.
+                let wait = 5 | 1 << (if interrupt { 4 } else { 5 }) | (u64::from(tail) + 1) << 32;
+                let at = |place: u16| QUEUE + 16 * u64::from(place % QUEUE_PLACES);
+                let mut lines = Vec::new();
+                for (address, value) in [
+                    (entry, low),
+                    (entry + 8, high),
+                    (at(tail), forget),
+                    (at(tail) + 8, 0),
+                    (at(tail + 1), wait),
+                    (at(tail + 1) + 8, STATUS),
+                ] {
+                    lines.push(format!("writeq {address:#x} {value:#x}"));
+                }
+                lines.push(writel(0x88, u32::from((tail + 2) % QUEUE_PLACES) << 4));
+                lines.push(format!("readl {STATUS:#x}"));
+                lines
+            }
+            Self::Store { offset, value } => vec![writel(offset.into(), value)],
+            Self::Load { offset } => vec![format!("readl {:#x}", VTD + u64::from(offset))],
+        }
+    }
+}
+
+/// The AMD-Vi unit.
+pub const AMD: u64 = 0xfed8_0000;
+/// The tables of its devices.
+pub const INTERRUPT_TABLES: u64 = 0x21_0000;
+
+impl Amd {
+    /// The lines of the protocol. `tail` is the next free place of the command buffer.
+    fn lines(&self, tail: u16) -> Vec<String> {
+        const INVALIDATE_DEVICE: u64 = 2 << 60;
+        const INVALIDATE_TABLE: u64 = 5 << 60;
+        const WAIT: u64 = 1 << 60;
+        const STORE: u64 = 1;
+        let writeq = |address: u64, value: u64| format!("writeq {address:#x} {value:#x}");
+        let at = |place: u16| QUEUE + 16 * u64::from(place % QUEUE_PLACES);
+        let (stored, forget) = match *self {
+            Self::On => {
+                return vec![
+                    // 256 devices, 256 commands; the unit, and then the buffer.
+                    writeq(AMD, TABLES[0] | 1),
+                    writeq(AMD + 8, QUEUE | 8 << 56),
+                    writeq(AMD + 0x18, 1),
+                    writeq(AMD + 0x18, 1 | 1 << 12),
+                ];
+            }
+            Self::Device { source, interrupts } => {
+                let at = TABLES[0] + 32 * u64::from(source.requester()) + 16;
+                (writeq(at, interrupts | source.table()), INVALIDATE_DEVICE | u64::from(source.requester()))
+            }
+            Self::Entry { source, index, entry } => {
+                let stored = format!("writel {:#x} {entry:#x}", source.table() + 4 * u64::from(index));
+                (stored, INVALIDATE_TABLE | u64::from(source.requester()))
+            }
+        };
+        vec![
+            stored,
+            writeq(at(tail), forget),
+            writeq(at(tail) + 8, 0),
+            writeq(at(tail + 1), WAIT | STATUS | STORE),
+            writeq(at(tail + 1) + 8, u64::from(tail) + 1),
+            writeq(AMD + 0x2008, u64::from((tail + 2) % QUEUE_PLACES) << 4),
+            format!("readl {STATUS:#x}"),
+        ]
+    }
+}
+
+/// How many descriptors the queue has.
+pub const QUEUE_PLACES: u16 = 256;
 
 /// The configuration address of a function's register.
 pub fn config(devfn: u8, register: u8) -> String {
@@ -103,12 +271,22 @@ impl Step {
             Self::Event { .. } => "MSI-X event",
             Self::Msi { .. } => "MSI control",
             Self::MsiEvent => "MSI event",
+            Self::Vtd(Vtd::On { .. }) => "VT-d set-up",
+            Self::Vtd(Vtd::Table { .. }) => "VT-d table",
+            Self::Vtd(Vtd::Entry { .. }) => "VT-d entry",
+            Self::Vtd(Vtd::Store { .. }) => "VT-d store",
+            Self::Vtd(Vtd::Load { .. }) => "VT-d load",
+            Self::Amd(Amd::On) => "AMD-Vi set-up",
+            Self::Amd(Amd::Device { .. }) => "AMD-Vi device",
+            Self::Amd(Amd::Entry { .. }) => "AMD-Vi entry",
         }
     }
 
     /// The lines of the protocol, with the machine's names for its chips.
-    pub fn lines(&self, path: impl Fn(Chip) -> String) -> Vec<String> {
+    pub fn lines(&self, tail: u16, path: impl Fn(Chip) -> String) -> Vec<String> {
         match *self {
+            Self::Vtd(ref vtd) => vtd.lines(tail),
+            Self::Amd(ref amd) => amd.lines(tail),
             Self::IoApicStore { index, value } => {
                 vec![format!("writel {IOAPIC:#x} {index:#x}"), format!("writel {:#x} {value:#x}", IOAPIC + 0x10)]
             }
@@ -166,6 +344,18 @@ impl Step {
                 Self::MsixStore { vector, field: Field::Data, value: value & 0xffff_ffff },
                 Self::MsixStore { vector, field: Field::Control, value: value >> 32 },
             ],
+            Self::Vtd(Vtd::Entry { second, index, low, high, all, interrupt }) => {
+                let entry = |low, high, all| Self::Vtd(Vtd::Entry { second, index, low, high, all, interrupt });
+                let lows = without(low, 1..64).map(|low| entry(low, high, all));
+                let highs = without(high, 0..64).map(|high| entry(low, high, all));
+                (!all).then(|| entry(low, high, true)).into_iter().chain(lows).chain(highs).collect()
+            }
+            Self::Amd(Amd::Entry { source, index, entry }) => without(entry.into(), 0..32)
+                .map(|entry| Self::Amd(Amd::Entry { source, index, entry: entry as u32 }))
+                .collect(),
+            Self::Amd(Amd::Device { source, interrupts }) => {
+                without(interrupts, 0..64).map(|interrupts| Self::Amd(Amd::Device { source, interrupts })).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -198,6 +388,22 @@ impl fmt::Display for Step {
                 write!(f, "{name}: address {address:#x}, data {data:#x}, enable {}", u8::from(*enable))
             }
             Self::MsiEvent => f.write_str(name),
+            Self::Amd(Amd::On) => f.write_str(name),
+            Self::Amd(Amd::Device { source, interrupts }) => write!(f, "{name}: {source:?} = {interrupts:#x}"),
+            Self::Amd(Amd::Entry { source, index, entry }) => {
+                write!(f, "{name}: {source:?}, index {index} = {entry:#x}")
+            }
+            Self::Vtd(Vtd::On { size }) => write!(f, "{name}: size {size}"),
+            Self::Vtd(Vtd::Table { second, size }) => write!(f, "{name}: {}, size {size}", 1 + u8::from(*second)),
+            Self::Vtd(Vtd::Entry { second, index, low, high, all, interrupt }) => write!(
+                f,
+                "{name}: table {}, index {index} = {high:#x}:{low:#x}{}{}",
+                1 + u8::from(*second),
+                if *all { ", all invalidated" } else { "" },
+                if *interrupt { ", with an interrupt" } else { "" },
+            ),
+            Self::Vtd(Vtd::Store { offset, value }) => write!(f, "{name}: register {offset:#x} = {value:#x}"),
+            Self::Vtd(Vtd::Load { offset }) => write!(f, "{name}: register {offset:#x}"),
         }
     }
 }
