@@ -35,7 +35,7 @@ mod watch;
 
 use coordinator::{Outcome, Run, Running};
 use fault::Fault;
-use machine::{Chips, Machine};
+use machine::{Chips, Machine, Remap};
 use plan::Plan;
 use report::Report;
 
@@ -44,10 +44,26 @@ use report::Report;
 enum BuiltIn {
     /// 4 vCPUs; a network-like device, a storage-like one, and a legacy one on a shared level line
     X86,
+    /// 300 vCPUs behind VT-d interrupt remapping, whose entries are re-targeted all the time
+    X86Vtd,
+    /// The same behind AMD-Vi
+    X86Amd,
     /// Not there yet
     Arm,
     /// Not there yet
     Power,
+}
+
+impl BuiltIn {
+    /// Its name and its text, if it is there.
+    fn text(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::X86 => Some(("x86", machine::X86)),
+            Self::X86Vtd => Some(("x86-vtd", machine::X86_VTD)),
+            Self::X86Amd => Some(("x86-amd", machine::X86_AMD)),
+            Self::Arm | Self::Power => None,
+        }
+    }
 }
 
 /// What to run.
@@ -92,7 +108,8 @@ pub struct Args {
 /// Runs the command.
 pub fn main(args: Args) -> ExitCode {
     if args.show_machine {
-        return ExitCode::from(u8::from(!say(machine::X86)));
+        let text = args.machine.text().map_or(machine::X86, |(_, text)| text);
+        return ExitCode::from(u8::from(!say(text)));
     }
     match prepare(&args) {
         Ok((machine, plan)) => {
@@ -108,13 +125,13 @@ pub fn main(args: Args) -> ExitCode {
 
 /// Reads the machine and checks what was asked for.
 fn prepare(args: &Args) -> Result<(Machine, Plan), String> {
-    if args.machine != BuiltIn::X86 {
+    let Some((name, text)) = args.machine.text() else {
         let name = args.machine.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-        return Err(format!("--machine {name}: not there yet, allowed is x86"));
-    }
+        return Err(format!("--machine {name}: not there yet, allowed are x86, x86-vtd and x86-amd"));
+    };
     let mut machine = match &args.file {
         Some(path) => Machine::read(path)?,
-        None => Machine::x86(),
+        None => Machine::built_in(name, text),
     };
     if let Some(interrupts) = args.interrupts {
         machine.scale(interrupts);
@@ -123,6 +140,10 @@ fn prepare(args: &Args) -> Result<(Machine, Plan), String> {
     let chips = chips(args, &machine);
     if chips != Chips::Soft && !kvm_exists() {
         return Err(format!("--chips {}: there is no /dev/kvm; allowed is soft", chips.name()));
+    }
+    if chips != Chips::Soft && machine.remap != Remap::None {
+        let (name, chips) = (&machine.name, chips.name());
+        return Err(format!("{name}: remap: not on --chips {chips}: interrupt remapping is on \"soft\" chips only"));
     }
     if chips != Chips::Soft && machine.vcpus > guest::MOST_VCPUS {
         let (vcpus, most) = (machine.vcpus, guest::MOST_VCPUS);
@@ -213,6 +234,10 @@ fn run_on(
 /// The same work on the kernel's chips, where there are any.
 fn beside(args: &Args, machine: &Machine, report: &mut Report) {
     if stop::requested() {
+        return;
+    }
+    if machine.remap != Remap::None {
+        report.notes.push("On doorbell's chips only: the kernel's have no interrupt remapping.".into());
         return;
     }
     if machine.vcpus > guest::MOST_VCPUS {

@@ -127,9 +127,9 @@ impl Run<'_> {
             .enumerate()
             .map(|(index, vector)| {
                 let latency = ended.latencies.get(index).cloned().unwrap_or_default();
-                let pending = ended.pending.get(vector.slot.vcpu as usize).is_some_and(|irr| {
-                    let arrives = vector.arrives_as();
-                    irr[usize::from(arrives / 32)] >> (arrives % 32) & 1 != 0
+                let arrives = vector.arrives_as();
+                let pending = (0..).zip(&ended.pending).any(|(vcpu, irr)| {
+                    plan.may_arrive(vector, vcpu) && irr[usize::from(arrives / 32)] >> (arrives % 32) & 1 != 0
                 });
                 VectorReport {
                     source: format!("{}/{}", plan.devices[vector.device], vector.number),

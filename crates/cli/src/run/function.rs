@@ -10,7 +10,7 @@ use std::{
 };
 
 use doorbell::{
-    Error, MsiMessage, irqfd,
+    DeviceId, Error, MsiMessage, irqfd,
     manager::{self, IrqManager},
     pci::{
         InjectorMask, InjectorOptions, MsixCapability, MsixTable, MsixVector, VectorPool,
@@ -23,7 +23,7 @@ use doorbell::{
 };
 
 use super::{
-    plan::{Line, Plan, Vector, Wire, message},
+    plan::{Line, Plan, Vector, Wire},
     process::Doorbell,
     report::{count, grouped},
 };
@@ -39,7 +39,7 @@ impl Functions {
     pub fn new(pool: &Arc<VectorPool>, plan: &Plan) -> Result<Self, Error> {
         let function = |device| {
             let vectors = plan.of_device(device).filter(|vector| matches!(vector.wire, Wire::MsiX { .. })).count();
-            (vectors > 0).then(|| Function::new(pool, vectors as u16)).transpose()
+            (vectors > 0).then(|| Function::new(pool, vectors as u16, plan.requester(device))).transpose()
         };
         (0..plan.devices.len()).map(function).collect::<Result<_, _>>().map(Self)
     }
@@ -57,8 +57,9 @@ impl Functions {
     /// The driver brings all functions up.
     pub fn program(&self, plan: &Plan) {
         for (device, function) in self.0.iter().enumerate() {
-            let messages = plan.of_device(device).filter_map(|vector| match vector.wire {
-                Wire::MsiX { entry } => Some((entry, message(vector.slot))),
+            let vectors = plan.vectors.iter().enumerate().filter(|(_, vector)| vector.device == device);
+            let messages = vectors.filter_map(|(index, vector)| match vector.wire {
+                Wire::MsiX { entry } => Some((entry, plan.message(index))),
                 Wire::Line(_) => None,
             });
             if let Some(function) = function {
@@ -72,18 +73,18 @@ impl Functions {
 pub fn gsis(plan: &Plan, routes: impl Fn(u32) -> GsiRoutes) -> Vec<Option<u32>> {
     let by_message: HashMap<_, _> = (0..RouteTable::GSIS)
         .filter_map(|gsi| match routes(gsi).first() {
-            Some(Route::Msi(message)) => Some(((message.address, message.data), gsi)),
+            Some(Route::Msi(message)) => Some(((message.address, message.data, message.device_id), gsi)),
             _ => None,
         })
         .collect();
-    let gsi = |vector: &Vector| match vector.wire {
+    let gsi = |(index, vector): (usize, &Vector)| match vector.wire {
         Wire::MsiX { .. } => {
-            let message = message(vector.slot);
-            by_message.get(&(message.address, message.data)).copied()
+            let message = plan.message(index);
+            by_message.get(&(message.address, message.data, plan.requester(vector.device))).copied()
         }
         Wire::Line(line) => Some(line.pin.into()),
     };
-    plan.vectors.iter().map(gsi).collect()
+    plan.vectors.iter().enumerate().map(gsi).collect()
 }
 
 /// A bound eventfd, held for its drop.
@@ -175,10 +176,14 @@ impl Function {
     ///
     /// # Errors
     /// As [`InjectorMask::new`].
-    fn new(pool: &Arc<VectorPool>, vectors: u16) -> Result<Self, Error> {
+    fn new(pool: &Arc<VectorPool>, vectors: u16, requester: Option<DeviceId>) -> Result<Self, Error> {
         let place = |offset| RegisterPlace { bar: 0, offset };
         let capability = MsixCapability::new(vectors, 0, place(0), place(PBA_OFFSET))?;
         let table = MsixTable::new(InjectorMask::new(pool, vectors, InjectorOptions::default())?)?;
+        let table = match requester {
+            Some(requester) => table.from_device(requester),
+            None => table,
+        };
         Ok(Self { registers: Mutex::new(Registers { capability, table }), masked: AtomicBool::new(false) })
     }
 

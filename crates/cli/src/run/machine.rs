@@ -9,6 +9,10 @@ use super::ledger::{MAX_DEVICES, MAX_VCPUS};
 
 /// The built-in machine, which also documents the format.
 pub const X86: &str = include_str!("../../machines/x86.toml");
+/// 300 vCPUs behind VT-d.
+pub const X86_VTD: &str = include_str!("../../machines/x86-vtd.toml");
+/// 300 vCPUs behind AMD-Vi.
+pub const X86_AMD: &str = include_str!("../../machines/x86-amd.toml");
 /// IOAPIC pins that legacy devices may have: 16 to 23, which no x86 board wires to something else.
 pub const LINES: u32 = 8;
 
@@ -36,6 +40,18 @@ impl Chips {
             Self::None => "none",
         }
     }
+}
+
+/// Which interrupt remapping is between the devices and the chips.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Remap {
+    /// None.
+    #[default]
+    None,
+    /// One VT-d unit.
+    Vtd,
+    /// One AMD-Vi unit.
+    Amd,
 }
 
 /// How a device's interrupts reach the machine.
@@ -108,6 +124,8 @@ pub struct Machine {
     pub vcpus: u32,
     /// Whose chips, if the file says so.
     pub chips: Option<Chips>,
+    /// Its interrupt remapping.
+    pub remap: Remap,
     /// The devices.
     pub sources: Vec<Source>,
 }
@@ -139,6 +157,7 @@ type Field = Option<Spanned<Value>>;
 struct MachineFields {
     vcpus: Field,
     chips: Field,
+    remap: Field,
     #[serde(default)]
     source: Vec<Spanned<SourceFields>>,
 }
@@ -234,8 +253,12 @@ impl Reader<'_> {
 impl Machine {
     /// The built-in machine.
     pub fn x86() -> Self {
-        // The text is part of the program, and a test reads it.
-        Self::parse("x86", X86).unwrap_or_else(|bad| unreachable!("{bad}"))
+        Self::built_in("x86", X86)
+    }
+
+    /// A machine whose text is part of the program, and read by a test.
+    pub fn built_in(name: &str, text: &str) -> Self {
+        Self::parse(name, text).unwrap_or_else(|bad| unreachable!("{bad}"))
     }
 
     /// Reads a machine file.
@@ -258,6 +281,12 @@ impl Machine {
         let vcpus = reader.number(&fields.vcpus, "vcpus", 1..=MAX_VCPUS as u32, None, 0)?;
         let all = [Chips::Soft, Chips::Kernel, Chips::Split, Chips::None].map(|chips| (chips.name(), Some(chips)));
         let chips = reader.choice(&fields.chips, "chips", &all, Some(None), 0)?;
+        let all = [("none", Remap::None), ("vtd", Remap::Vtd), ("amd", Remap::Amd)];
+        let remap = reader.choice(&fields.remap, "remap", &all, Some(Remap::None), 0)?;
+        if let (Some(value), true) = (&fields.remap, remap != Remap::None && chips.is_some_and(|it| it != Chips::Soft))
+        {
+            return Err(reader.refused(value, "remap", "interrupt remapping is on \"soft\" chips only"));
+        }
         if fields.source.is_empty() || fields.source.len() > MAX_DEVICES {
             let found = fields.source.len();
             return Err(reader.bad(0, "source", format!("{found} of them are not allowed: 1 to {MAX_DEVICES}")));
@@ -267,7 +296,7 @@ impl Machine {
             let source = reader.source(&fields, &sources)?;
             sources.push(source);
         }
-        Ok(Self { name: file.into(), vcpus, chips, sources })
+        Ok(Self { name: file.into(), vcpus, chips, remap, sources })
     }
 
     /// The same machine with this many interrupts in total, shared out as before, at least one to a vector.
@@ -381,6 +410,27 @@ mod tests {
     }
 
     #[test]
+    fn the_big_built_in_machines_are_behind_interrupt_remapping() {
+        for (text, remap) in [(X86_VTD, Remap::Vtd), (X86_AMD, Remap::Amd)] {
+            let machine = Machine::built_in("big", text);
+            assert_eq!((machine.vcpus, machine.remap, machine.chips), (300, remap, None));
+            assert!(machine.interrupts() >= 300_000);
+        }
+        let remap = |text: &str| Machine::parse("m.toml", &format!("{text}{DEVICE}")).map(|machine| machine.remap);
+        assert_eq!(remap("vcpus = 1\n"), Ok(Remap::None));
+        assert_eq!(remap("vcpus = 1\nremap = 'none'\nchips = 'kernel'\n"), Ok(Remap::None));
+        assert_eq!(remap("vcpus = 1\nremap = 'amd'\nchips = 'soft'\n"), Ok(Remap::Amd));
+        assert_eq!(
+            error(&format!("vcpus = 1\nremap = 'intel'\n{DEVICE}")),
+            "m.toml:2: remap: \"intel\" is not allowed: \"none\", \"vtd\" or \"amd\""
+        );
+        assert_eq!(
+            error(&format!("vcpus = 1\nremap = 'vtd'\nchips = 'split'\n{DEVICE}")),
+            "m.toml:2: remap: \"vtd\" is not allowed: interrupt remapping is on \"soft\" chips only"
+        );
+    }
+
+    #[test]
     fn scaling_keeps_the_shares_and_leaves_no_vector_without_work() {
         let mut machine = Machine::x86();
         machine.scale(16_000);
@@ -396,8 +446,8 @@ mod tests {
     #[test]
     fn an_error_names_file_line_field_and_what_is_allowed() {
         assert_eq!(
-            error(&format!("vcpus = 100\n{DEVICE}")),
-            "m.toml:1: vcpus: 100 is not allowed: a whole number from 1 to 64"
+            error(&format!("vcpus = 1000\n{DEVICE}")),
+            "m.toml:1: vcpus: 1000 is not allowed: a whole number from 1 to 512"
         );
         assert_eq!(
             error("vcpus = 1\n\n[[source]]\nname = 'n'\nkind = 'netwrk'\n"),
@@ -439,7 +489,7 @@ mod tests {
     fn numbers_out_of_the_machine_s_range_do_not_wrap() {
         for value in ["-1", "4294967297", "1.5", "'4'", "true", "[1]"] {
             let error = error(&format!("vcpus = {value}\n{DEVICE}"));
-            assert!(error.ends_with("is not allowed: a whole number from 1 to 64"), "{error}");
+            assert!(error.ends_with("is not allowed: a whole number from 1 to 512"), "{error}");
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use doorbell::{MsiMessage, route::RouteTable};
+use doorbell::{DeviceId, MsiMessage, route::RouteTable};
 
 use super::{
     ledger::{FIRST_VECTOR, Ledger, SPAN_LEVEL, Slot},
-    machine::{Machine, Wiring},
+    machine::{Machine, Remap, Wiring},
 };
 
 /// The lowest vector that the plan gives away; below it are exceptions and what a PC's firmware uses.
@@ -15,6 +15,10 @@ const LOWEST: u8 = 0x30;
 const HIGHEST: u8 = 0xef;
 /// How many MSI-X vectors a machine can have: each needs a GSI, and the lowest 24 are the IOAPIC's pins.
 const MOST_MESSAGES: u32 = RouteTable::GSIS - 24;
+/// With interrupt remapping, so many neighbouring vCPUs take each other's vectors: no two sources of theirs have the same.
+const GROUP: u32 = 4;
+/// Whom the IOAPIC's messages come from: 00:14.0.
+pub const IOAPIC: DeviceId = DeviceId(0xa0);
 /// The IOAPIC pin of the first line.
 pub const FIRST_PIN: u16 = 16;
 
@@ -44,6 +48,15 @@ pub struct Line {
 /// The message that arrives in a slot: fixed delivery, edge, to one local APIC by its id.
 pub fn message(slot: Slot) -> MsiMessage {
     MsiMessage::new(0xfee0_0000 | u64::from(slot.vcpu) << 12, slot.vector.into())
+}
+
+fn requester(device: usize) -> DeviceId {
+    DeviceId(0x100 + (device as u32) * 8)
+}
+
+/// The address of a VT-d handle.
+fn handle(index: u32) -> u64 {
+    0xfee0_0010 | u64::from(index & 0x7fff) << 5 | u64::from(index >> 15) << 2
 }
 
 /// The redirection entry of a line: fixed delivery to one local APIC by its id, active high, unmasked.
@@ -88,11 +101,24 @@ impl Vector {
     }
 }
 
+/// Where the entry of a vector is in the tables of interrupt remapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Who sends.
+    pub device: DeviceId,
+    /// The number of its table, where each device has one.
+    pub table: u32,
+    /// The index in the table.
+    pub entry: u32,
+}
+
 /// All vectors of a machine, in the order of its devices.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// How many vCPUs.
     pub vcpus: u32,
+    /// What is between the devices and the chips.
+    pub remap: Remap,
     /// The names of the devices.
     pub devices: Vec<String>,
     /// Their vectors.
@@ -101,6 +127,10 @@ pub struct Plan {
 
 /// Hands out slots: vectors upwards on each vCPU.
 struct Slots {
+    vcpus: usize,
+    /// How many vCPUs have their vectors in common.
+    group: usize,
+    /// By group.
     next: Vec<u8>,
 }
 
@@ -108,11 +138,11 @@ impl Slots {
     /// `count` slots in a row on one vCPU, for the `turn`th time: vCPUs in turn, and every round begins one further, so
     /// that what every other vector does is not done on every other vCPU.
     fn take(&mut self, turn: u32, count: u8) -> Option<Slot> {
-        let vcpus = self.next.len();
+        let Self { vcpus, group, ref mut next } = *self;
         let first = turn as usize + turn as usize / vcpus;
-        let vcpu = (0..vcpus).map(|k| (first + k) % vcpus).find(|&vcpu| self.next[vcpu] <= HIGHEST + 1 - count)?;
-        let vector = self.next[vcpu];
-        self.next[vcpu] += count;
+        let vcpu = (0..vcpus).map(|k| (first + k) % vcpus).find(|&vcpu| next[vcpu / group] <= HIGHEST + 1 - count)?;
+        let vector = next[vcpu / group];
+        next[vcpu / group] += count;
         Some(Slot { vcpu: vcpu as u32, vector })
     }
 }
@@ -123,15 +153,19 @@ impl Plan {
     /// # Errors
     /// One line, if the machine has more vectors than its vCPUs.
     pub fn new(machine: &Machine) -> Result<Self, String> {
-        let mut slots = Slots { next: vec![LOWEST; machine.vcpus as usize] };
+        let group = if machine.remap == Remap::None { 1 } else { GROUP };
+        let groups = machine.vcpus.div_ceil(group);
+        let mut slots =
+            Slots { vcpus: machine.vcpus as usize, group: group as usize, next: vec![LOWEST; groups as usize] };
         let mut next_pin = FIRST_PIN;
         let mut messages = 0;
-        let mut plan = Self { vcpus: machine.vcpus, devices: Vec::new(), vectors: Vec::new() };
+        let (vcpus, remap) = (machine.vcpus, machine.remap);
+        let mut plan = Self { vcpus, remap, devices: Vec::new(), vectors: Vec::new() };
         for (device, source) in machine.sources.iter().enumerate() {
             plan.devices.push(source.name.clone());
             let total = source.wiring.vectors();
             let full = || {
-                let (name, most) = (&machine.name, machine.vcpus * u32::from(HIGHEST - LOWEST + 1));
+                let (name, most) = (&machine.name, groups * u32::from(HIGHEST - LOWEST + 1));
                 let vcpus = machine.vcpus;
                 format!(
                     "{name}: source \"{}\": vectors: {total} are too many: {vcpus} vCPUs take {most} altogether",
@@ -179,6 +213,62 @@ impl Plan {
             }
         }
         Ok(plan)
+    }
+
+    /// How many neighbouring vCPUs a vector may arrive at: those whose numbers, divided by this, are the same.
+    pub fn group(&self) -> u32 {
+        if self.remap == Remap::None { 1 } else { GROUP }
+    }
+
+    /// Whether a vector may arrive at a vCPU.
+    pub fn may_arrive(&self, vector: &Vector, vcpu: u32) -> bool {
+        vector.slot.vcpu / self.group() == vcpu / self.group()
+    }
+
+    /// Whom the messages of a device come from, where somebody wants to know: a function of bus 1 or 2.
+    pub fn requester(&self, device: usize) -> Option<DeviceId> {
+        (self.remap != Remap::None).then_some(requester(device))
+    }
+
+    /// Where the entry of the plan's `index`th vector is. The vectors of a device have a block (spec T10), those of a line
+    /// one entry.
+    pub fn place(&self, index: usize) -> Place {
+        let vector = &self.vectors[index];
+        let first = |same: &dyn Fn(&Vector) -> bool| self.vectors.iter().position(same).unwrap_or(index) as u32;
+        let (device, table) = match vector.wire {
+            Wire::MsiX { .. } => (requester(vector.device), vector.device as u32 + 1),
+            Wire::Line(_) => (IOAPIC, 0),
+        };
+        let entry = match (self.remap, vector.wire) {
+            // The IOAPIC's vector is the index.
+            (Remap::Amd, Wire::Line(line)) => u32::from(line.vector),
+            (Remap::Amd, Wire::MsiX { entry }) => u32::from(entry),
+            (_, Wire::Line(line)) => first(&|other| other.line() == Some(line)),
+            (_, Wire::MsiX { entry }) => first(&|other| other.device == vector.device) + u32::from(entry),
+        };
+        Place { device, table, entry }
+    }
+
+    /// The message that the guest's driver gives the plan's `index`th vector.
+    pub fn message(&self, index: usize) -> MsiMessage {
+        let vector = &self.vectors[index];
+        let Place { device, entry, .. } = self.place(index);
+        match self.remap {
+            Remap::None => message(vector.slot),
+            // The device's block is the handle, the data say which of its entries.
+            Remap::Vtd => MsiMessage::new(handle(entry - vector.number) | 1 << 3, vector.number).from_device(device),
+            Remap::Amd => MsiMessage::new(0xfee0_0000, entry).from_device(device),
+        }
+    }
+
+    /// The redirection entry of the line of the plan's `index`th vector.
+    pub fn redirection(&self, index: usize, line: Line) -> u64 {
+        let entry = u64::from(self.place(index).entry);
+        match self.remap {
+            Remap::None => redirection(self.vectors[index].slot.vcpu, line),
+            Remap::Vtd => redirection(0, line) | (entry & 0x7fff) << 49 | 1 << 48 | (entry >> 15) << 11,
+            Remap::Amd => redirection(0, line),
+        }
     }
 
     /// Writes into the ledger which vectors are in use.
@@ -234,6 +324,29 @@ mod tests {
         let span = |slot: Slot| ledger.cpu(slot.vcpu).span[slot.index().unwrap()].load(Ordering::Relaxed);
         assert_eq!((span(a.slot), span(b.slot)), (SPAN_LEVEL | 2, 0));
         assert_eq!(span(plan.vectors[0].slot), 1);
+    }
+
+    #[test]
+    fn vcpus_that_take_each_other_s_vectors_have_no_vector_twice() {
+        for text in [crate::run::machine::X86_VTD, crate::run::machine::X86_AMD] {
+            let machine = Machine::built_in("big", text);
+            let plan = Plan::new(&machine).unwrap();
+            let mut arrivals = std::collections::HashSet::new();
+            let (mut places, mut messages) = (std::collections::HashSet::new(), std::collections::HashSet::new());
+            for (index, vector) in plan.vectors.iter().enumerate() {
+                assert!(plan.may_arrive(vector, vector.slot.vcpu));
+                assert!(arrivals.insert((vector.slot.vcpu / GROUP, vector.slot.vector)), "{vector:?}");
+                let Place { device, table, entry } = plan.place(index);
+                if let Some(line) = vector.line() {
+                    assert_eq!((device, plan.redirection(index, line) as u8), (IOAPIC, line.vector));
+                } else {
+                    assert!(places.insert((if plan.remap == Remap::Amd { table } else { 0 }, entry)), "{vector:?}");
+                    assert!(messages.insert(plan.message(index)), "{vector:?}");
+                }
+            }
+            let used: std::collections::HashSet<_> = plan.vectors.iter().map(|vector| vector.slot.vcpu).collect();
+            assert_eq!(used.len(), 300, "every vCPU has work");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The machine on doorbell's chips: an IOAPIC and local APICs in this process, MSI-X tables, vCPU threads.
 
 mod driver;
+mod remapping;
 mod sleeper;
 
 use std::{
@@ -30,11 +31,13 @@ use super::{
     function::{self, Binding, Functions},
     histogram::Histogram,
     ledger::Ledger,
-    plan::{Line, Plan, Vector, Wire, redirection},
+    machine::Remap,
+    plan::{self, Line, Plan, Vector, Wire},
     process::Doorbell,
-    report::{Problem, grouped},
+    report::{Problem, count, grouped},
 };
 use driver::{Driver, Shift};
+use remapping::Remapping;
 use sleeper::Sleeper;
 
 /// What the vCPU threads share.
@@ -44,6 +47,8 @@ pub struct Shared {
     irqs: IrqManager,
     functions: Functions,
     sleepers: Arc<Sleepers>,
+    plan: Plan,
+    remapping: Option<Remapping>,
     stop: AtomicBool,
 }
 
@@ -51,6 +56,8 @@ impl Shared {
     /// A level interrupt with this vector has ended: its lines are lowered, the devices told, and what is still high is
     /// sent again.
     fn end(&self, vector: u8) {
+        // Where messages are remapped, the vector of an IOAPIC's entry and that of the table's are the same here, as they
+        // must be for an end to find its pins.
         self.irqs.end(CHIP, &self.ioapic.end(vector));
     }
 }
@@ -69,6 +76,8 @@ impl Kick for Sleepers {
 /// The offset of the spurious-vector register in a local APIC's page, and its value that enables the APIC.
 const SPURIOUS: u64 = 0xf0;
 const SOFTWARE_ENABLE: u32 = 0x1ff;
+/// With more vCPUs than this, the local APICs are in x2APIC mode.
+const XAPIC_VCPUS: u32 = 255;
 
 /// Where a vector's events go: on to the function's vector, except for those that a fault takes.
 struct Source<S> {
@@ -130,9 +139,15 @@ impl Soft {
     pub fn start(plan: &Plan, ledger: &Arc<Ledger>, doorbells: &[Doorbell], options: &Options) -> Result<Self, String> {
         // The VMM's part: chips, table, dispatcher.
         let sleepers = Arc::new(Sleepers((0..plan.vcpus).map(|_| Sleeper::default()).collect()));
-        let apics = ApicSet::new(plan.vcpus, Arc::clone(&sleepers) as Arc<dyn Kick>, ApicOptions::default());
-        let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiTarget>, IoApicOptions::default()));
-        let msi = Arc::clone(&apics) as Arc<dyn MsiTarget>;
+        // Ids above 255 are reached through a table only, in whose messages the destination has more bits; and 255 is then
+        // an id like others, not everybody.
+        let behind = plan.remap != Remap::None;
+        let apic_options = ApicOptions { extended_ids: behind, no_broadcast_quirk: behind, ..ApicOptions::default() };
+        let apics = ApicSet::new(plan.vcpus, Arc::clone(&sleepers) as Arc<dyn Kick>, apic_options);
+        let remapping = Remapping::start(plan, Arc::clone(&apics) as Arc<dyn MsiTarget>)?;
+        let msi = remapping.as_ref().map_or(Arc::clone(&apics) as Arc<dyn MsiTarget>, Remapping::target);
+        let ioapic_options = IoApicOptions { device_id: Some(plan::IOAPIC), ..IoApicOptions::default() };
+        let ioapic = Arc::new(IoApic::new(Arc::clone(&msi), ioapic_options));
         let pins = Arc::clone(&ioapic) as Arc<dyn PinInput>;
         let irqs = IrqManager::soft(SoftOptions::new(msi, pins)).map_err(|error| error.to_string())?;
         let pool = VectorPool::new(irqs.vectors());
@@ -143,6 +158,8 @@ impl Soft {
             irqs: irqs.clone(),
             functions,
             sleepers,
+            plan: plan.clone(),
+            remapping,
             stop: AtomicBool::new(false),
         });
         let mut machine = Self {
@@ -166,17 +183,23 @@ impl Soft {
         for vcpu in 0..plan.vcpus {
             let mut local = apics.local(VcpuId(vcpu)).ok_or_else(|| format!("vCPU {vcpu} has no local APIC"))?;
             local.write(SPURIOUS, SOFTWARE_ENABLE);
+            if plan.vcpus > XAPIC_VCPUS {
+                let x2apic = local.base().with_x2apic(true).into_bits();
+                local.set_base(x2apic).map_err(|_| format!("vCPU {vcpu} cannot enter x2APIC mode"))?;
+            }
             locals.push(local);
         }
-        let pins: BTreeMap<_, _> = plan.vectors.iter().filter_map(|v| Some((v.line()?, v.slot.vcpu))).collect();
+        // The first of those that share a line.
+        let pins: BTreeMap<_, _> =
+            plan.vectors.iter().enumerate().rev().filter_map(|(index, v)| Some((v.line()?, index))).collect();
         let route =
             |line: &Line| RouteEntry { gsi: line.pin.into(), route: Route::Pin(Pin { chip: CHIP, pin: line.pin }) };
         self.shared
             .irqs
             .set_routes(&pins.keys().map(route).collect::<Vec<_>>())
             .map_err(|error| failed("the routes", error))?;
-        for (line, &vcpu) in &pins {
-            let entry = redirection(vcpu, *line);
+        for (line, &index) in &pins {
+            let entry = plan.redirection(index, *line);
             let register = FIRST_ENTRY + 2 * u32::from(line.pin);
             // The mask bit is in the low half, which therefore comes last.
             for (register, half) in [(register + 1, entry >> 32), (register, entry)] {
@@ -230,6 +253,16 @@ impl Soft {
     }
 }
 
+/// The station of interrupt remapping on the path of a vector.
+fn remapped(plan: &Plan, index: usize) -> String {
+    let entry = plan.place(index).entry;
+    match plan.remap {
+        Remap::None => String::new(),
+        Remap::Vtd => format!("VT-d entry {entry} → "),
+        Remap::Amd => format!("AMD-Vi entry {entry} → "),
+    }
+}
+
 impl Drop for Soft {
     fn drop(&mut self) {
         self.end_threads();
@@ -241,10 +274,14 @@ impl Running for Soft {
         let gsi = self.gsis[index].map_or_else(|| "no GSI".into(), |gsi| format!("GSI {gsi}"));
         let (vcpu, arrives) = (vector.slot.vcpu, vector.arrives_as());
         match vector.wire {
-            Wire::MsiX { entry } => format!("eventfd → MSI-X {entry} → {gsi} → local APIC {vcpu} → {arrives:#x}"),
+            Wire::MsiX { entry } => {
+                let remapped = remapped(&self.shared.plan, index);
+                format!("eventfd → MSI-X {entry} → {gsi} → {remapped}local APIC {vcpu} → {arrives:#x}")
+            }
             Wire::Line(line) => {
                 let end = if line.resample { " → resample" } else { "" };
-                format!("eventfd → {gsi} → IOAPIC pin {} → local APIC {vcpu} → {arrives:#x}{end}", line.pin)
+                let remapped = remapped(&self.shared.plan, index);
+                format!("eventfd → {gsi} → IOAPIC pin {} → {remapped}local APIC {vcpu} → {arrives:#x}{end}", line.pin)
             }
         }
     }
@@ -277,9 +314,20 @@ impl Running for Soft {
             }
             ended.pending.push(shift.pending);
             ended.recorders.push(shift.recorder);
+            if shift.stale > 0 {
+                let problem = format!("vCPU {vcpu}: {} interrupts came by an old entry", grouped(shift.stale));
+                ended.problems.push(Problem(problem));
+            }
             masks += shift.masks;
             function_masks += shift.function_masks;
             replayed += shift.replayed;
+        }
+        if let Some(remapping) = &self.shared.remapping {
+            let retargeted = remapping.retargeted.load(Ordering::Relaxed);
+            ended.notes.push(format!(
+                "Meanwhile the guest's driver re-targeted entries of its remapping table {}, with an invalidation each.",
+                count(retargeted, "time")
+            ));
         }
         if masks + function_masks > 0 {
             ended.notes.push(function::note(masks, function_masks, replayed));

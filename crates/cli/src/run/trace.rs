@@ -80,10 +80,9 @@ pub fn write(plan: &Plan, recorders: &[Recorder], start: u64, out: impl Write) -
     }
     for (vcpu, recorder) in recorders.iter().enumerate() {
         for event in &recorder.events {
-            let vector = plan
-                .vectors
-                .iter()
-                .find(|vector| vector.slot.vcpu as usize == vcpu && vector.slot.index() == Some(event.index as usize));
+            let vector = plan.vectors.iter().find(|vector| {
+                plan.may_arrive(vector, vcpu as u32) && vector.slot.index() == Some(event.index as usize)
+            });
             let Some(vector) = vector else { continue };
             let source = format!("{}/{}", plan.devices[vector.device], vector.number);
             let (number, at) = (event.number, microseconds(event.entered.saturating_sub(start)));

@@ -187,11 +187,9 @@ impl<'a> Watch<'a> {
             } else if !pulse.reported && pulse.since.elapsed() >= STUCK {
                 pulse.reported = true;
                 let vector = page.last.load(Ordering::Relaxed);
-                let source = self
-                    .plan
-                    .vectors
-                    .iter()
-                    .find(|candidate| candidate.slot.vcpu == vcpu && u32::from(candidate.arrives_as()) == vector);
+                let source = self.plan.vectors.iter().find(|candidate| {
+                    self.plan.may_arrive(candidate, vcpu) && u32::from(candidate.arrives_as()) == vector
+                });
                 let source = source
                     .map(|vector| format!(", {}/{}", self.plan.devices[vector.device], vector.number))
                     .unwrap_or_default();

@@ -10,7 +10,7 @@ use crate::run::{
     device,
     function::Random,
     histogram::Histogram,
-    ledger::{FIRST_VECTOR, SLOTS, now_ns},
+    ledger::{FIRST_VECTOR, SLOTS, Slot, now_ns},
     plan::{Plan, Wire},
     trace::{Event, Recorder},
 };
@@ -19,14 +19,20 @@ use crate::run::{
 const MASK_ONE_OF: u64 = 64;
 /// A mask lasts this many interrupts of the vCPU, or until it has nothing else to do.
 const MASK_LASTS: u32 = 12;
+/// With interrupt remapping: a vector is given another vCPU after one interrupt of this many.
+const RETARGET_ONE_OF: u64 = 32;
 /// With the fault: the interrupt that is not ended.
 const STUCK_AT: u32 = 100;
 
 /// What a handler must know of a slot.
 #[derive(Clone, Copy)]
 struct Handler {
-    /// The index of its vector in the plan.
+    /// The index of its vector among those whose latencies are measured here.
     vector: usize,
+    /// Its index in the plan.
+    index: usize,
+    /// Where it is accounted.
+    slot: Slot,
     device: usize,
     /// Its entry, if it is one of MSI-X.
     entry: Option<u16>,
@@ -63,6 +69,8 @@ pub struct Shift {
     pub replayed: u64,
     /// Interrupts that came through a mask.
     pub through: u64,
+    /// Interrupts that came by an entry of the remapping table whose invalidation was complete.
+    pub stale: u64,
 }
 
 /// See the [module](self).
@@ -72,6 +80,8 @@ pub struct Driver {
     shared: Arc<Shared>,
     handlers: Vec<Option<Handler>>,
     masks: Vec<Mask>,
+    /// By slot: the vector has been given another vCPU, and nothing of it was on its way here.
+    away: Vec<bool>,
     random: Random,
     stuck: bool,
     shift: Shift,
@@ -83,21 +93,31 @@ impl Driver {
         let vcpu = apic.vcpu().0;
         let mut handlers = vec![None; SLOTS];
         let mut latencies = Vec::new();
-        for (index, vector) in plan.vectors.iter().enumerate().filter(|(_, vector)| vector.slot.vcpu == vcpu) {
+        for (index, vector) in plan.vectors.iter().enumerate().filter(|(_, vector)| plan.may_arrive(vector, vcpu)) {
+            if vector.line().is_some() && vector.slot.vcpu != vcpu {
+                continue;
+            }
             let entry = match vector.wire {
                 Wire::MsiX { entry } => Some(entry),
                 Wire::Line(_) => None,
             };
             if let Some(slot) = vector.slot.index() {
-                handlers[slot] =
-                    Some(Handler { vector: latencies.len(), device: vector.device, entry, level: vector.is_level() });
+                handlers[slot] = Some(Handler {
+                    vector: latencies.len(),
+                    index,
+                    slot: vector.slot,
+                    device: vector.device,
+                    entry,
+                    level: vector.is_level(),
+                });
                 latencies.push((index, Histogram::default()));
             }
         }
         let shift = Shift { latencies, recorder: Recorder::new(trace), ..Shift::default() };
         let random = Random::new(seed.wrapping_add(u64::from(vcpu) << 32));
         let masks = Vec::with_capacity(SLOTS);
-        Self { vcpu, apic, shared: Arc::clone(shared), handlers, masks, random, stuck, shift }
+        let away = vec![false; SLOTS];
+        Self { vcpu, apic, shared: Arc::clone(shared), handlers, masks, away, random, stuck, shift }
     }
 
     /// Works until the machine stops.
@@ -144,10 +164,12 @@ impl Driver {
         if self.masks.iter().any(|mask| mask.quiet && mask.vector == vector) {
             self.shift.through += 1;
         }
+        let handler = vector.checked_sub(FIRST_VECTOR).and_then(|slot| self.handlers[usize::from(slot)]);
+        self.look_for_stale(handler);
         let Self { vcpu, shared, handlers, shift, .. } = self;
         let entered = if shift.recorder.is_on() { now_ns() } else { 0 };
         let ledger = &shared.ledger;
-        let entry = ledger.enter(*vcpu, vector, |slot, number, waited| {
+        let account = |slot: usize, number, waited| {
             let Some(handler) = handlers[slot] else { return };
             if let Some(waited) = waited {
                 shift.latencies[handler.vector].1.record(waited);
@@ -155,22 +177,67 @@ impl Driver {
             if shift.recorder.is_on() {
                 shift.recorder.record(Event { index: slot as u32, number, entered, left: now_ns(), waited });
             }
-        });
+        };
+        let entry = match handler {
+            Some(handler) if shared.remapping.is_some() && handler.entry.is_some() => {
+                ledger.enter_at(*vcpu, handler.slot, account)
+            }
+            _ => ledger.enter(*vcpu, vector, account),
+        };
         if let Some(eoi) = self.apic.eoi() {
             if eoi.level {
                 self.shared.end(eoi.vector);
             }
         }
         self.shared.ledger.leave(self.vcpu);
-        let handler = vector.checked_sub(FIRST_VECTOR).and_then(|slot| self.handlers[usize::from(slot)]);
         let Some(handler) = handler else { return };
         if entry.fresh > 0 && !handler.level {
             device::ring(&self.shared.ledger.header().devices[handler.device]);
         }
         if let Some(msix) = handler.entry {
-            self.mask_perhaps(handler.device, msix, vector);
+            if self.is_here(handler) {
+                self.retarget_perhaps(handler, vector);
+            }
+            if self.is_here(handler) {
+                self.mask_perhaps(handler.device, msix, vector);
+            }
         }
         self.unmask_due(false);
+    }
+
+    /// Whether a vector arrives at this vCPU by now, which then is the one to change that.
+    fn is_here(&self, handler: Handler) -> bool {
+        self.shared.remapping.as_ref().is_none_or(|remapping| remapping.owner(handler.index) == self.vcpu)
+    }
+
+    /// Counts an interrupt that should have gone to another vCPU.
+    fn look_for_stale(&mut self, handler: Option<Handler>) {
+        let Some((handler, slot)) = handler.and_then(|handler| Some((handler, handler.slot.index()?))) else { return };
+        if self.away[slot] && !self.is_here(handler) {
+            self.shift.stale += 1;
+        }
+        self.away[slot] = false;
+    }
+
+    /// Now and then the driver gives the vector whose interrupt it has just handled to a neighbour.
+    fn retarget_perhaps(&mut self, handler: Handler, vector: u8) {
+        let shared = Arc::clone(&self.shared);
+        let Some(remapping) = &shared.remapping else { return };
+        if self.random.next() >> 16 & (RETARGET_ONE_OF - 1) != 0 || self.masks.iter().any(|mask| mask.vector == vector)
+        {
+            return;
+        }
+        let group = shared.plan.group();
+        let first = self.vcpu / group * group;
+        let size = group.min(shared.plan.vcpus - first);
+        if size == 1 {
+            return;
+        }
+        let step = 1 + (self.random.next() >> 16) as u32 % (size - 1);
+        remapping.retarget(&shared.plan, handler.index, first + (self.vcpu - first + step) % size);
+        if let Some(slot) = handler.slot.index() {
+            self.away[slot] = !self.apic.holds(vector);
+        }
     }
 
     /// Now and then the driver masks the vector whose interrupt it has just handled, or its whole function.
