@@ -4,7 +4,7 @@
 
 use doorbell::{
     MsiMessage, MsiTarget, VcpuId,
-    chips::x86::lapic::{LocalApic, TSC_DEADLINE_MSR},
+    chips::x86::lapic::{Lint, LocalApic, TSC_DEADLINE_MSR},
 };
 use doorbell_fuzz::{Machine, Program};
 use libfuzzer_sys::fuzz_target;
@@ -94,7 +94,16 @@ fn step(machine: &mut Machine, program: &mut Program<'_>) -> Option<()> {
             _ => cpu.reset(),
         },
         _ => match op >> 4 & 3 {
-            0 => apics.nmi(VcpuId(program.byte()?.into())),
+            0 => {
+                let how = program.byte()?;
+                let lint = if how & 1 == 0 { Lint::Lint0 } else { Lint::Lint1 };
+                match how >> 4 {
+                    0..4 => apics.nmi(VcpuId((how & 1).into())),
+                    4..10 => apics.set_lint(VcpuId((how >> 2 & 1).into()), lint, how >> 1 & 1 == 1),
+                    10..14 => apics.set_intr(how & 1 == 1),
+                    _ => drop(cpu.keep_one_nmi()),
+                }
+            }
             1 => apics.smi(VcpuId(program.byte()?.into())),
             2 => apics.set_pic_output(VcpuId(program.byte()?.into()), op >> 6 & 1 == 1),
             _ => drop(cpu.arm()),

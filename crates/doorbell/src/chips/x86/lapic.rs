@@ -64,6 +64,7 @@
 mod access;
 mod destination;
 mod interrupt;
+mod lint;
 mod local;
 #[cfg(all(test, not(loom)))]
 mod machine;
@@ -79,6 +80,7 @@ mod tests;
 mod timer;
 
 pub use access::GeneralProtection;
+pub use lint::Lint;
 pub use local::{Eoi, LocalApic, Work};
 pub use registers::{
     ApicBase, DeliveryMode, DivideConfiguration, Esr, Icr, LvtEntry, MessageAddress, MessageData, Shorthand, Svr,

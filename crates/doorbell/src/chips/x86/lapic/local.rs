@@ -161,6 +161,7 @@ impl LocalApic {
         let dfr = self.registers[slot::DFR];
         let config = Config::new()
             .with_present(self.base.enabled())
+            .with_accepts_pic(self.accepts_pic())
             .with_x2apic(self.base.enabled() && self.base.x2apic())
             .with_enabled(self.svr().enabled())
             .with_has_logical_id(ldr != 0)
@@ -181,6 +182,12 @@ impl LocalApic {
         if events.error() {
             self.deliver_error();
         }
+        let events = if events.into_bits() & Events::LINTS == 0 {
+            events
+        } else {
+            self.deliver_lints(events);
+            self.shared().events()
+        };
         if self.waits_for_sipi {
             return Work { init: events.init(), sipi: events.sipi().then(|| events.sipi_vector()), ..Work::default() };
         }
@@ -188,8 +195,8 @@ impl LocalApic {
             init: events.init(),
             sipi: None,
             smi: events.smi(),
-            nmi: events.nmi(),
-            extint: events.extint() || (events.pic() && self.accepts_pic()),
+            nmi: events.nmi() || events.second_nmi(),
+            extint: self.has_extint(events),
             interrupt: self.deliverable(),
         }
     }
@@ -206,14 +213,8 @@ impl LocalApic {
         self.shared().disarm();
     }
 
-    /// Whether the 8259's output reaches this CPU, as KVM has it: through LINT0, or with the APIC off.
-    pub fn accepts_pic(&self) -> bool {
-        let lint0 = LvtEntry::from_bits(self.registers[slot::LVT_LINT0]);
-        !self.base.enabled() || (!lint0.masked() && lint0.delivery_mode() == DeliveryMode::ExtInt)
-    }
-
     /// Takes an event, and returns all as they were when it was taken.
-    fn take_event(&mut self, which: Events) -> Option<Events> {
+    pub(super) fn take_event(&mut self, which: Events) -> Option<Events> {
         let which = which.into_bits();
         let is_there = |events: Events| events.into_bits() & which != 0;
         if !is_there(self.shared().events()) {
@@ -240,9 +241,16 @@ impl LocalApic {
         std::mem::take(&mut self.waits_for_sipi).then(|| events.sipi_vector())
     }
 
-    /// Takes a pending NMI.
+    /// Takes a pending NMI. There may be a second one.
     pub fn take_nmi(&mut self) -> bool {
-        self.take_event(Events::new().with_nmi(true)).is_some()
+        // The second goes first: a sender that comes meanwhile finds a first one, and adds a second.
+        self.keep_one_nmi() || self.take_event(Events::new().with_nmi(true)).is_some()
+    }
+
+    /// Forgets the second of two pending NMIs, and says whether there was one. As in KVM, a CPU that is in the middle of an
+    /// NMI keeps only one more: to be called at each entry of a guest whose NMIs are blocked.
+    pub fn keep_one_nmi(&mut self) -> bool {
+        self.take_event(Events::new().with_second_nmi(true)).is_some()
     }
 
     /// Takes a pending SMI.
@@ -293,6 +301,9 @@ impl LocalApic {
         let vector = highest(self.isr)?;
         self.isr[usize::from(vector >> 6)] &= !(1 << (vector & 63));
         let level = self.shared().is_level(vector);
+        if level {
+            self.end_lints(vector);
+        }
         (!level || !self.svr().suppress_eoi_broadcast()).then_some(Eoi { vector, level })
     }
 
@@ -336,10 +347,14 @@ impl LocalApic {
             assert: true,
             hint: false,
         };
-        match self.set.accept_local(self.index, &interrupt) {
-            true => Delivery::Delivered(1),
-            false => Delivery::Coalesced,
+        if !self.set.accept(self.index, &interrupt) {
+            return Delivery::Coalesced;
         }
+        if lvt == slot::LVT_PERFORMANCE {
+            // Section 11.5.1: the counters' entry masks itself.
+            self.registers[lvt] = entry.with_masked(true).into_bits();
+        }
+        Delivery::Delivered(1)
     }
 
     #[cold]

@@ -23,8 +23,9 @@ pub(super) struct Config {
     pub flat: bool,
     /// DFR is 0x0fff_ffff.
     pub cluster: bool,
-    #[bits(2)]
-    __: u8,
+    /// Takes the interrupts of the 8259 pair.
+    pub accepts_pic: bool,
+    __: bool,
     pub xapic_id: u8,
     /// LDR 31:24.
     pub logical_id: u8,

@@ -1,5 +1,5 @@
 //! loom models. IRR and the kick: a vCPU that sleeps while something is pending has been kicked. The map: an APIC that
-//! does not change is reached whatever the others do.
+//! does not change is reached whatever the others do. INTR: a vCPU that accepts it does not sleep over it.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p doorbell --release --lib lapic`
 
@@ -17,7 +17,7 @@ use super::{
     map::{Config, Named},
     shared::{Events, Shared},
 };
-use crate::MsiMessage;
+use crate::{MsiMessage, VcpuId};
 
 struct Machine {
     cpu: Shared,
@@ -44,7 +44,7 @@ impl Machine {
     }
 
     fn nmi(&self) {
-        self.kick_if(self.cpu.post(|events| events.with_nmi(true)));
+        self.kick_if(self.cpu.post(Events::and_nmi));
     }
 
     /// Takes everything that is pending, and says whether that was anything.
@@ -208,4 +208,46 @@ fn an_apic_is_reached_while_another_passes_over_its_logical_id() {
 #[should_panic(expected = "was not reached")]
 fn a_look_that_does_not_ask_whether_the_map_changed_is_caught() {
     unchanged_apic_is_reached(false, true);
+}
+
+/// A vCPU that accepts INTR, or comes to accept it just now (`late`), goes to sleep while the 8259 raises it.
+fn sleeps_over_intr(late: bool) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.max_branches = 10_000;
+    builder.check(move || {
+        let kicks = Arc::new(AtomicU32::new(0));
+        let kick = {
+            let kicks = kicks.clone();
+            move |_: VcpuId| {
+                kicks.fetch_add(1, Ordering::AcqRel);
+            }
+        };
+        let apics = ApicSet::new(1, std::sync::Arc::new(kick), ApicOptions::default());
+        let mut cpu = apics.local(VcpuId(0)).unwrap();
+        cpu.write(0xf0, 0x1ff);
+        if late {
+            cpu.write(0x350, 0x1_0700);
+        }
+        let pic = {
+            let apics = apics.clone();
+            thread::spawn(move || apics.set_intr(true))
+        };
+        if late {
+            cpu.write(0x350, 0x700);
+        }
+        let seen = cpu.arm().extint;
+        pic.join().unwrap();
+        assert!(seen || kicks.load(Ordering::Acquire) == 1, "it sleeps over an interrupt of the 8259");
+    });
+}
+
+#[test]
+fn intr_wakes_a_vcpu_that_goes_to_sleep() {
+    sleeps_over_intr(false);
+}
+
+#[test]
+fn intr_wakes_a_vcpu_that_has_just_come_to_accept_it() {
+    sleeps_over_intr(true);
 }

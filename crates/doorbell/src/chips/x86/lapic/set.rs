@@ -16,7 +16,7 @@ use crate::{
     Delivery, Error, Kick, MsiMessage, MsiTarget, Target, VcpuId,
     chips::x86::ioapic::RtcTargets,
     clock::{Clock, RealClock},
-    sync::Ordering,
+    sync::{AtomicU32, Ordering, fence},
 };
 
 /// The shared half of every local APIC; messages go in here.
@@ -29,6 +29,8 @@ pub struct ApicSet {
     clock: Arc<dyn Clock>,
     pub(super) cpus: Box<[Shared]>,
     pub(super) map: Map,
+    /// The level of INTR: 1 while the 8259 pair has an interrupt. See `set_intr`.
+    pub(super) intr: AtomicU32,
     /// The map lock, last in the lock order: taken by a vCPU that changes its id, its destination format or its enable
     /// bits. Nothing is called while it is held, and no sender takes it.
     written: Mutex<Written>,
@@ -85,7 +87,7 @@ impl ApicSet {
     fn build(ids: &[u32], kick: Arc<dyn Kick>, clock: Arc<dyn Clock>, options: ApicOptions) -> Arc<Self> {
         let cpus = ids.iter().map(|_| Shared::new()).collect();
         let (map, written) = Map::new(ids);
-        Arc::new(Self { options, kick, clock, cpus, map, written: Mutex::new(written) })
+        Arc::new(Self { options, kick, clock, cpus, map, intr: AtomicU32::new(0), written: Mutex::new(written) })
     }
 
     /// How it was built.
@@ -123,11 +125,13 @@ impl ApicSet {
     /// Tells the others what has become of an APIC.
     pub(super) fn configure(&self, index: usize, config: Config) {
         self.map.set(&mut self.written.lock(), index, config, self.options.extended_ids);
+        // Pairs with the fence in `set_intr`.
+        fence(Ordering::SeqCst);
     }
 
-    /// A non-maskable interrupt for one vCPU, past all APICs (`KVM_NMI`). Absent vCPUs ignore it.
+    /// A non-maskable interrupt for one vCPU, past all APICs (`KVM_NMI`). Two are kept, as in KVM. Absent vCPUs ignore it.
     pub fn nmi(&self, vcpu: VcpuId) {
-        self.post_to(vcpu, |events| events.with_nmi(true));
+        self.post_to(vcpu, Events::and_nmi);
     }
 
     /// A system management interrupt for one vCPU (`KVM_SMI`). Absent vCPUs ignore it.
@@ -136,19 +140,23 @@ impl ApicSet {
     }
 
     /// Drives the output of the 8259 pair to one vCPU's LINT0. Whether the vCPU sees it ([`Work::extint`]) is up to its
-    /// LVT entry.
+    /// LVT entry. [`set_intr`](Self::set_intr) drives it to all of them.
     ///
     /// [`Work::extint`]: super::Work::extint
     pub fn set_pic_output(&self, vcpu: VcpuId, level: bool) {
         self.post_to(vcpu, |events| events.with_pic(level));
     }
 
-    fn post_to(&self, vcpu: VcpuId, change: impl Fn(Events) -> Events) {
+    pub(super) fn post_to(&self, vcpu: VcpuId, change: impl Fn(Events) -> Events) {
         if let Some(cpu) = self.cpus.get(vcpu.0 as usize) {
             if cpu.post(change) {
                 self.kick.kick(vcpu);
             }
         }
+    }
+
+    pub(super) fn kick(&self, index: usize) {
+        self.kick.kick(VcpuId(index as u32));
     }
 
     /// Sends an interrupt; KVM's number, -1, 0 or how many took it, as a [`Delivery`].
@@ -165,7 +173,7 @@ impl ApicSet {
     }
 
     /// Gives the interrupt to one APIC. False if it does not take it.
-    fn accept(&self, index: usize, interrupt: &Interrupt) -> bool {
+    pub(super) fn accept(&self, index: usize, interrupt: &Interrupt) -> bool {
         let Interrupt { mode, vector, level, assert, .. } = *interrupt;
         let cpu = &self.cpus[index];
         let wake = match mode {
@@ -180,7 +188,7 @@ impl ApicSet {
                 cpu.accept(vector, level)
             }
             DeliveryMode::Smi => cpu.post(|events| events.with_smi(true)),
-            DeliveryMode::Nmi => cpu.post(|events| events.with_nmi(true)),
+            DeliveryMode::Nmi => cpu.post(Events::and_nmi),
             DeliveryMode::Init => {
                 if level && !assert {
                     return false;
@@ -198,11 +206,6 @@ impl ApicSet {
             self.kick.kick(VcpuId(index as u32));
         }
         true
-    }
-
-    /// For the APIC's own sources: the local vector table.
-    pub(super) fn accept_local(&self, index: usize, interrupt: &Interrupt) -> bool {
-        self.accept(index, interrupt)
     }
 
     pub(super) fn error(&self, index: usize, error: Esr) {

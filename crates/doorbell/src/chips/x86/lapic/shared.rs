@@ -37,8 +37,15 @@ pub(super) struct Events {
     pub extint: bool,
     /// A new error; the vCPU delivers its LVT entry.
     pub error: bool,
-    __: bool,
+    /// Another NMI, while the first was pending.
+    pub second_nmi: bool,
     pub sipi_vector: u8,
+    /// The levels of the pins, and edges that nobody has looked at.
+    pub lint0: bool,
+    pub lint1: bool,
+    pub lint0_edge: bool,
+    pub lint1_edge: bool,
+    #[bits(12)]
     __: u16,
 }
 
@@ -52,8 +59,19 @@ impl Events {
         .with_pic(true)
         .with_extint(true)
         .with_error(true)
+        .with_second_nmi(true)
         .with_sipi_vector(0xff)
-        .into_bits();
+        .into_bits()
+        | Self::LINTS;
+
+    /// Those of the pins.
+    pub const LINTS: u32 =
+        Self::new().with_lint0(true).with_lint1(true).with_lint0_edge(true).with_lint1_edge(true).into_bits();
+
+    /// One more NMI. As in KVM, a CPU keeps two: one that it is about to take, and one after that.
+    pub fn and_nmi(self) -> Self {
+        if self.nmi() { self.with_second_nmi(true) } else { self.with_nmi(true) }
+    }
 }
 
 impl Shared {
@@ -109,8 +127,9 @@ impl Shared {
         Events::from_bits(self.events.fetch_and(!which, Ordering::AcqRel))
     }
 
+    /// Whether the vCPU wanted to be woken; it no longer does.
     #[inline]
-    fn take_arming(&self) -> bool {
+    pub fn take_arming(&self) -> bool {
         seqcst_boundary();
         // SeqCst: see the invariant. Looked at before it is swapped: usually nobody has armed since the last wake-up.
         self.armed.load(Ordering::SeqCst) != 0 && self.armed.swap(0, Ordering::SeqCst) != 0
