@@ -6,7 +6,7 @@ use super::step::{Amd, Field, QUEUE_PLACES, Step, Vtd};
 use crate::qtest::machine::Chip;
 
 /// The names, with what the difference is.
-pub const DIFFERENCES: [(&str, &str); 28] = [
+pub const DIFFERENCES: [(&str, &str); 31] = [
     ("apic-enabled", "QEMU's local APICs take interrupts while software-disabled; doorbell's begin enabled (L2)"),
     ("edge-raised-again", "QEMU sends an edge again when a high line is raised once more; doorbell merges it (A7)"),
     (
@@ -51,7 +51,16 @@ pub const DIFFERENCES: [(&str, &str); 28] = [
         "reserved bits of an entry that QEMU does not look at: destination, delivery modes 3 and 6 (T8)",
     ),
     ("remap-compatibility-status", "GSTS has CFIS in doorbell's VT-d; QEMU's never shows it"),
-    ("amd-table-length", "an index beyond a device's table: QEMU reads on behind it, doorbell blocks it (T22)"),
+    (
+        "amd-table-length",
+        "an index beyond a device's table, or a table too long: QEMU reads it, doorbell blocks it (T22)",
+    ),
+    ("amd-request-eoi", "RqEoi of an AMD-Vi entry: QEMU makes it a redirection hint, doorbell a level interrupt"),
+    (
+        "amd-reserved",
+        "reserved bits of AMD-Vi entries and device entries: QEMU does not look at all, doorbell blocks the interrupt",
+    ),
+    ("amd-trigger", "a level message that AMD-Vi remaps: QEMU makes it an edge, doorbell leaves it a level"),
     ("amd-pass", "a device whose interrupts pass unmapped (T21, control 1): QEMU sends vector 0 to CPU 0"),
     (
         "remap-ioapic-source",
@@ -199,6 +208,9 @@ impl Model {
             }
         }
         state.vtd[0] &= !CFIS;
+        if self.device_tables {
+            state.vectors.iter_mut().flatten().for_each(|vectors| *vectors = vectors.replace("(level)", ""));
+        }
         if self.driven == Some(Chip::Slave) {
             hide(&mut state.pics[0], "irr=", 4);
         }
@@ -251,8 +263,8 @@ impl Model {
             Amd::Device { source, interrupts } => {
                 let passes = interrupts >> 60 & 3 == 1;
                 let interrupts = if passes { interrupts ^ 3 << 60 } else { interrupts };
-                // As long as a table can be, or longer, which is an error.
-                let interrupts = if interrupts >> 1 & 15 < 11 { interrupts & !0x1e | 11 << 1 } else { interrupts };
+                // As long as a table can be, and without reserved bits.
+                let interrupts = interrupts & !(0x08f0_0000_0000_001e) | 11 << 1;
                 Amd::Device { source, interrupts }
             }
             Amd::Entry { source, index, entry } => {
@@ -263,7 +275,7 @@ impl Model {
                 let arbitrated = destination == BROADCAST && entry >> 2 & 7 == 1;
                 // Not logical, and not for one of many.
                 let kind = if arbitrated { 0 } else { entry & 0x1c };
-                let entry = entry & !(0xff00 | 0x5c) | destination << 8 | kind;
+                let entry = entry & !(0xff00_ff00 | 0x7c) | destination << 8 | kind;
                 Amd::Entry { source, index, entry }
             }
         })

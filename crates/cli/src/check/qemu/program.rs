@@ -241,21 +241,17 @@ impl Source {
         let step = match self.random.below(30) {
             0..3 => Step::Amd(Amd::On),
             3..10 => {
-                let length = if self.random.one_in(12) { self.random.below(16) } else { u64::from(self.size) + 4 };
                 let control = self.random.pick(&[2, 2, 2, 2, 2, 0, 1, 3]);
                 let passes = self.random.below(8);
                 let valid = u64::from(!self.random.one_in(8));
                 let ignore = self.random.below(2);
-                let reserved = if self.random.one_in(16) { 1 << self.random.pick(&[52, 53, 54, 55, 59]) } else { 0 };
-                let interrupts = valid | length << 1 | ignore << 5 | passes << 56 | control << 60 | reserved;
+                let interrupts = valid | ignore << 5 | passes << 56 | control << 60;
                 Step::Amd(Amd::Device { source, interrupts })
             }
             10..17 => {
                 let flags = u32::from(!self.random.one_in(6)) | (self.random.below(2) as u32) << 1;
                 let kind = self.random.pick(&[0, 0, 0, 0, 1, 2, 3, 4, 7]) << 2;
-                let more = self.random.below(2) as u32 * 0x20;
-                let reserved = if self.random.one_in(12) { 1 << (24 + self.random.below(8)) } else { 0 };
-                let entry = flags | kind | more | self.destination() << 8 | u32::from(self.vector()) << 16 | reserved;
+                let entry = flags | kind | self.destination() << 8 | u32::from(self.vector()) << 16;
                 Step::Amd(Amd::Entry { source, index, entry })
             }
             17..21 => {

@@ -329,11 +329,42 @@ fn to_cpu_1(data: u16) -> Step {
 fn amd_table_length() {
     // Entry 4 is vector 0x41 for CPU 0; a table of 4 does not have it, one of 8 does.
     let entry = Step::Amd(Amd::Entry { source: Source::Edu, index: 4, entry: 0x41 << 16 | 1 });
-    for (length, vector) in [(2, "(none)"), (3, "65")] {
+    // More than 2^11 entries are an error.
+    for (length, vector) in [(2, "(none)"), (3, "65"), (11, "65"), (12, "(none)")] {
         let steps = [Step::Amd(Amd::On), device(length, 2), entry.clone(), to_cpu_1(4), Step::MsiEvent];
         let Some(seen) = observe("amd-table-length", &steps, true) else { return };
         assert_eq!(irr(&seen), [["65", "(none)"], [vector, "(none)"]], "{length}");
     }
+}
+
+/// An entry with these bits besides vector 0x41 for CPU 0.
+fn amd_entry(bits: u32) -> [Step; 5] {
+    let entry = Step::Amd(Amd::Entry { source: Source::Edu, index: 4, entry: 0x41 << 16 | bits | 1 });
+    [Step::Amd(Amd::On), device(11, 2), entry, to_cpu_1(4), Step::MsiEvent]
+}
+
+#[test]
+fn amd_request_eoi() {
+    let Some(seen) = observe("amd-request-eoi", &amd_entry(1 << 5), true) else { return };
+    assert_eq!(irr(&seen), [["65", "(none)"], ["65(level)", "(none)"]]);
+}
+
+#[test]
+fn amd_reserved() {
+    let Some(seen) = observe("amd-reserved", &amd_entry(1 << 24), true) else { return };
+    assert_eq!(irr(&seen), [["65", "(none)"], ["(none)", "(none)"]]);
+    let mut steps = amd_entry(0);
+    steps[1] = Step::Amd(Amd::Device { source: Source::Edu, interrupts: 1 | 11 << 1 | 1 << 54 | 2 << 60 });
+    let Some(seen) = observe("amd-reserved", &steps, true) else { return };
+    assert_eq!(irr(&seen), [["65", "(none)"], ["(none)", "(none)"]]);
+}
+
+#[test]
+fn amd_trigger() {
+    let mut steps = amd_entry(0);
+    steps[3] = to_cpu_1(4 | 1 << 15);
+    let Some(seen) = observe("amd-trigger", &steps, true) else { return };
+    assert_eq!(irr(&seen), [["65", "(none)"], ["65(level)", "(none)"]]);
 }
 
 #[test]
