@@ -45,14 +45,14 @@
 //! RemapEn, vector and backing page are remembered until an invalidation; IsRun, the destination, GALogIntr and GATag are read
 //! each time, because software changes them without one. Not there, because the manual leaves them to later revisions or other
 //! features: GAPPIDis, the other modes of GAMEn, and a memory copy of the log's tail (the register of its address only
-//! keeps what was stored). [`GuestRam`] has no atomic operation, so the unit's own posts do not lose
-//! each other's bits, but a virtual CPU that changes the same word of the IRR must do so as the embedder arranges.
+//! keeps what was stored). Virtual CPUs clear bits of the same IRR, so the guest's memory must have an atomic
+//! [`fetch_or`](GuestRam::fetch_or).
 //!
 //! # Locks and memory
 //!
 //! A message that was [prepared](crate::MsiTarget::prepare) takes nothing but the latch of its slot in the
-//! [`RemapCache`]. The registers have a lock of their own, which blocked and posted messages take. What a guest can make the
-//! units allocate is bounded by [`messages`](AmdUnitOptions::messages).
+//! [`RemapCache`]. The registers have a lock of their own, which a message takes that is blocked or written to a log. What a
+//! guest can make the units allocate is bounded by [`messages`](AmdUnitOptions::messages).
 //!
 //! ```
 //! use doorbell::chips::x86::lapic::{ApicOptions, ApicSet};

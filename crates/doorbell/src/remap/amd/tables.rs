@@ -192,7 +192,7 @@ impl GuestLogEntry {
     pub const NOT_RUNNING: u8 = 1;
 }
 
-/// Where the word with this vector's bit of the IRR is in a virtual APIC's backing page, and the bit.
-pub const fn irr(vector: u8) -> (u64, u32) {
+/// Where the 32 bits of the IRR with this vector's are in a virtual APIC's backing page, and the bit. The next 32 are not used.
+pub const fn irr(vector: u8) -> (u64, u64) {
     (0x200 + (vector as u64 / 32) * 0x10, 1 << (vector % 32))
 }

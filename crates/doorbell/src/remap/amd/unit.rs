@@ -11,7 +11,7 @@ use super::{
     look_up::{Blocked, LookUp, Posted},
     registers::{Control, DeviceTableBase, ExtendedFeatures, ExtendedFeatures2, WINDOW, offset},
     state::AmdUnitState,
-    tables::{GuestLogEntry, WideLow, irr},
+    tables::{GuestLogEntry, WideHigh, WideLow, irr},
 };
 use crate::{
     Delivery, Error, MsiMessage, MsiTarget, Target,
@@ -143,33 +143,22 @@ impl Remapper for Core {
     /// An interrupt for a guest's virtual APIC: its bit in the IRR, then the doorbell of the CPU that runs it, or the log.
     fn post(&self, [entry, posted]: [u64; 2]) -> Delivery {
         let posted = Posted::from_bits(posted);
-        let page = posted.page() << 12;
         let (word, bit) = irr(posted.vector());
-        let (delivery, rung) = self.with_bank(|bank| {
-            let stored = self.ram.read_le::<u32>(page + word).and_then(|old| {
-                self.ram.write_le(page + word, old | bit)?;
-                Ok(old & bit != 0)
-            });
-            let Ok(already) = stored else {
-                bank.log(&*self.ram, &Event::page_table_error(posted.device(), 0, page + word));
-                return (Delivery::Ignored, None);
-            };
-            // What does not count as part of the entry: software changes it without an invalidation.
-            let low = WideLow::from_bits(self.ram.read_le(entry).unwrap_or(0));
-            let running = low.is_running().then(|| {
-                let high = self.ram.read_le::<u64>(entry + 8).unwrap_or(0) >> 56;
-                low.destination() | (high as u32) << 24
-            });
-            if running.is_none() && low.logs() {
-                let entry = GuestLogEntry::new().with_tag(low.tag()).with_device(posted.device());
-                bank.log_guest(&*self.ram, entry.with_code(GuestLogEntry::NOT_RUNNING));
-            }
-            (if already { Delivery::Coalesced } else { Delivery::Delivered(1) }, running)
-        });
-        if let Some(destination) = rung {
-            self.doorbell.ring(destination);
+        let word = (posted.page() << 12) + word;
+        let Ok(old) = self.ram.fetch_or(word, bit) else {
+            self.log(&Event::page_table_error(posted.device(), 0, word));
+            return Delivery::Ignored;
+        };
+        // What does not count as part of the entry: software changes it without an invalidation.
+        let low = WideLow::from_bits(self.ram.read_le(entry).unwrap_or(0));
+        if low.is_running() {
+            let high = WideHigh::from_bits(self.ram.read_le(entry + 8).unwrap_or(0));
+            self.doorbell.ring(low.destination() | u32::from(high.destination()) << 24);
+        } else if low.logs() {
+            let entry = GuestLogEntry::new().with_tag(low.tag()).with_device(posted.device());
+            self.with_bank(|bank| bank.log_guest(&*self.ram, entry.with_code(GuestLogEntry::NOT_RUNNING)));
         }
-        delivery
+        if old & bit != 0 { Delivery::Coalesced } else { Delivery::Delivered(1) }
     }
 }
 

@@ -48,6 +48,15 @@ impl MsiTarget for Judge {
     }
 }
 
+/// Stops the senders however the guest ends, a failed assertion included.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A guest re-targets two devices' interrupts, generation by generation; once COMPLETION_WAIT has stored, the generation before
 /// must never come again.
 #[test]
@@ -87,6 +96,7 @@ fn no_old_entry_after_a_completed_invalidation() {
                 }
             });
         }
+        let _stops = Stops(&stop);
         let end = Instant::now() + Duration::from_secs(1);
         let mut generation = 0x20u64;
         while Instant::now() < end {
@@ -103,7 +113,6 @@ fn no_old_entry_after_a_completed_invalidation() {
             judge.oldest.store(next << 16 | next, Ordering::SeqCst);
             generation = next;
         }
-        stop.store(true, Ordering::Relaxed);
         judge.seen.load(Ordering::Relaxed)
     });
     assert!(generations > 1000, "{generations} interrupts are no storm");
