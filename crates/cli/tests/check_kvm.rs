@@ -45,6 +45,10 @@ fn a_hundred_programs_with_a_guest_find_no_difference_and_make_it_do_everything(
     for call in ["guest takes", "guest EOI", "guest IPI", "guest CR8", "guest hlt", "guest store, IOAPIC"] {
         assert!(answers[call]["taken"].as_u64() > Some(0) || call == "guest hlt", "{call}: {answers:?}");
     }
+    let reached: Vec<_> = report["reached"].as_array().unwrap().iter().map(|row| row.as_str().unwrap()).collect();
+    for row in ["A9", "L6", "L8", "R2", "P7", "P9", "P11", "CR8", "NMI", "IPI", "nesting", "once", "periodic"] {
+        assert!(reached.contains(&row), "{row} is not reached: {reached:?}");
+    }
     assert!(answers["guest hlt"]["halted"].as_u64() > Some(0), "{answers:?}");
     assert!(answers["eventfd read"]["a value"].as_u64() > Some(0), "a resample event: {answers:?}");
 }
@@ -130,6 +134,16 @@ fn an_ipi_that_does_not_come_back_is_found() {
 #[test]
 fn an_end_by_a_guest_that_is_not_broadcast_is_found() {
     finds_with_guest("end-broadcast", 5);
+}
+
+#[test]
+fn an_end_that_the_8259_does_not_hear_is_found() {
+    finds_with_guest("pic-end", 12);
+}
+
+#[test]
+fn a_timer_that_does_not_start_is_found() {
+    finds_with_guest("timer", 1);
 }
 
 #[test]

@@ -39,8 +39,9 @@ const SKIPPED: u8 = 77;
 const AFTER_HELP: &str = "\
 Half of the programs make calls only, on two VMs of the kernel, with 3 and 2 vCPUs, and on two of doorbell. The others \
 (--guest) have a guest besides: 64-bit code on 3 vCPUs that takes interrupts, nests and ends them, and on command stores \
-to its local APIC, CR8 and the IOAPIC, sends IPIs, sets and clears its interrupt flag, and halts. It runs on the kernel's \
-chips, and either on doorbell's, which the vCPUs get by KVM_INTERRUPT, or, once in four times, on a split chip.
+to its local APIC, CR8, the IOAPIC and (in one program of four) the 8259 pair, sends IPIs, starts its timer, sets and \
+clears its interrupt flag, and halts. It runs on the kernel's chips, and either on doorbell's, which the vCPUs get by \
+KVM_INTERRUPT, or, once in four times, on a split chip.
 
 After every step its answer, the vectors that the vCPU took and ended, in order, IRR, ISR, TMR and the other registers of \
 each local APIC, the IOAPIC's entries and latches, and which eventfds are signalled must be the same; without a guest, at \
@@ -51,11 +52,11 @@ the check moves the highest request into service, and enters the guest's handler
 
 Not compared or not called, because the kernel has no answer that two machines share, or because it comes with a later \
 piece of doorbell:
-  the 8259 pair      its pins may be routed, but nothing signals those GSIs; its state is not read
+  the 8259 pair      only with a guest; without, its pins may be routed, but nothing signals those GSIs
   the clock's pin    GSI and pin 8 are left alone: KVM keeps an account of the clock's ticks
   EOI suppression    SVR bit 12 is not set: a full chip does not offer it, yet KVM half obeys it
   EOI after a store  the local APIC is written back before an EOI, after which KVM knows the IOAPIC's entries again
-  the timers         the APIC timer is off, KVM_CREATE_PIT2 is not called
+  the timers         only with a guest, once and periodic: that they expire, not when; KVM_CREATE_PIT2 is not called
   PPR                the kernel brings it up to date at other moments; a guest's load of it is compared
   APIC ids           are not changed; vCPUs stay in xAPIC mode, at the addresses of reset
   the last close     of a bound eventfd: the kernel notices it, user space cannot
@@ -65,6 +66,7 @@ With a guest, also:
   a second NMI       before the first is taken: KVM keeps it, doorbell merges it
   CR8 and TPR        a store to CR8 that changes only the low half of TPR is not seen by user space
   shared vectors     edge pins, level pins and level messages have vectors of their own
+  8259 and others    a pin is level, or the pair ends by itself, not both; no handler lets the pair in
   edge ends, split   the kernel reports ends of level interrupts only, so there pins are level, and keep their vectors
 
 Exit status: 0 all programs passed; 1 a difference was found; 2 wrong usage; 77 there is no /dev/kvm: nothing was \

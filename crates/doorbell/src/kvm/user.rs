@@ -22,6 +22,7 @@ use rustix::ioctl::{NoArg, Opcode, Setter, opcode};
 use super::VcpuKick;
 use crate::chips::x86::ioapic::{CHIP, DEFAULT_BASE, Effect, IoApic};
 use crate::chips::x86::lapic::{Eoi, GeneralProtection, LocalApic};
+use crate::chips::x86::pic::{Ended, PORTS, Pic};
 use crate::manager::IrqManager;
 use crate::{Error, Kick, VcpuId};
 
@@ -69,6 +70,7 @@ pub enum Entry {
 pub struct UserCpu {
     apic: LocalApic,
     ioapic: Arc<IoApic>,
+    pic: Option<Arc<Pic>>,
     irqs: IrqManager,
     halted: bool,
     /// CR8 and the APIC base that the guest was last entered with, once it was.
@@ -79,7 +81,14 @@ impl UserCpu {
     /// A vCPU whose APIC is `apic`, in a machine with this IOAPIC; `irqs` is the manager over both
     /// ([`IrqManager::soft`]).
     pub fn new(apic: LocalApic, ioapic: Arc<IoApic>, irqs: IrqManager) -> Self {
-        Self { apic, ioapic, irqs, halted: false, entered: None }
+        Self { apic, ioapic, pic: None, irqs, halted: false, entered: None }
+    }
+
+    /// The machine has an 8259 pair too, whose INTR reaches the vCPUs by
+    /// [`ApicSet::set_pic_output`](crate::chips::x86::lapic::ApicSet::set_pic_output); it is one of the manager's chips with
+    /// pins.
+    pub fn with_pic(self, pic: Arc<Pic>) -> Self {
+        Self { pic: Some(pic), ..self }
     }
 
     /// The local APIC.
@@ -100,7 +109,8 @@ impl UserCpu {
         let work = self.apic.arm();
         if work.init {
             self.apic.take_init();
-            self.halted = false;
+            // All but the boot CPU wait for a start-up interrupt, and for nothing else.
+            self.halted = !self.apic.base().bootstrap();
             return Ok(Entry::Init);
         }
         if work.sipi.is_some() {
@@ -114,14 +124,16 @@ impl UserCpu {
             self.halted = false;
             port.nmi()?;
         }
-        let mut waiting = work.interrupt.is_some();
+        let extint = work.extint && self.pic.is_some();
+        let mut waiting = extint || work.interrupt.is_some();
         // An NMI goes first, but a vector that the kernel has would overtake it.
         if waiting && !nmi && port.is_ready() {
             self.halted = false;
-            if let Some(vector) = self.apic.acknowledge() {
+            if let Some(vector) = if extint { self.take_external() } else { self.apic.acknowledge() } {
                 port.interrupt(vector)?;
             }
-            waiting = self.apic.deliverable().is_some();
+            let left = self.apic.next();
+            waiting = left.interrupt.is_some() || left.extint && self.pic.is_some();
         }
         if self.halted {
             return Ok(Entry::Sleep);
@@ -146,6 +158,35 @@ impl UserCpu {
                 tracing::debug!(base, "the kernel took an APIC base that this APIC does not have");
             }
         }
+    }
+
+    /// Takes what the 8259 pair asks for.
+    fn take_external(&mut self) -> Option<u8> {
+        let taken = self.pic.as_ref()?.acknowledge();
+        self.end_external(taken.ended);
+        Some(taken.vector)
+    }
+
+    fn end_external(&self, ended: Ended) {
+        for (chip, pins) in ended.chips() {
+            self.irqs.end(chip, &pins);
+        }
+    }
+
+    /// A guest's IN; false if the port is not the 8259 pair's.
+    pub fn port_read(&mut self, port: u16, data: &mut [u8]) -> bool {
+        let Some(pic) = self.pic.as_ref().filter(|_| PORTS.contains(&port)) else { return false };
+        let ended = pic.read(port, data);
+        self.end_external(ended);
+        true
+    }
+
+    /// A guest's OUT; false if the port is not the 8259 pair's.
+    pub fn port_write(&mut self, port: u16, data: &[u8]) -> bool {
+        let Some(pic) = self.pic.as_ref().filter(|_| PORTS.contains(&port)) else { return false };
+        let ended = pic.write(port, data);
+        self.end_external(ended);
+        true
     }
 
     /// When the vCPU must be back in [`before_entry`](Self::before_entry) at the latest, for its timer:

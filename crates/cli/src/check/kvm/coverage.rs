@@ -12,7 +12,7 @@ use super::compare;
 use super::side::{Outcome, State, VmState};
 
 /// The rows that programs can reach, with what reaching them means.
-pub const ROWS: [(&str, &str); 55] = [
+pub const ROWS: [(&str, &str); 68] = [
     ("F1", "irqfd with an unknown flag"),
     ("F4", "irqfd with a descriptor that is closed or no eventfd"),
     ("F5", "an eventfd that is bound already, here or in the other VM"),
@@ -68,6 +68,19 @@ pub const ROWS: [(&str, &str); 55] = [
     ("L6", "a request that has to wait for its priority"),
     ("L7", "an interrupt acknowledged"),
     ("L8", "an interrupt ended"),
+    ("P3", "an edge pin of the 8259 pair raised"),
+    ("P4", "twice"),
+    ("P5", "a masked pin of the pair raised"),
+    ("P7", "an interrupt of the slave taken"),
+    ("P9", "an interrupt of the pair taken"),
+    ("P10", "ICW1"),
+    ("P11", "an end of the pair's interrupt, by command or automatic"),
+    ("CR8", "a priority raised by CR8 holds an interrupt back"),
+    ("NMI", "an NMI taken"),
+    ("IPI", "an interrupt that the guest sent, taken"),
+    ("nesting", "a handler interrupted by another, both ended"),
+    ("once", "the timer, once"),
+    ("periodic", "the timer, again and again"),
 ];
 
 #[derive(Clone, Copy)]
@@ -108,7 +121,8 @@ impl Coverage {
         self.routes = [table.clone(), table];
     }
 
-    fn reach(&mut self, row: &'static str, reached: bool) {
+    /// Notes a row, if it was reached.
+    pub fn reach(&mut self, row: &'static str, reached: bool) {
         debug_assert!(ROWS.iter().any(|(known, _)| *known == row), "{row} is in the table");
         if reached {
             self.rows.insert(row);

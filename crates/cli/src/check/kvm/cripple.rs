@@ -28,6 +28,10 @@ pub enum Fault {
     InService,
     /// An IPI to the sender itself is lost.
     SelfIpi,
+    /// The 8259 pair does not hear of ends.
+    PicEnd,
+    /// The timer does not start.
+    Timer,
 }
 
 /// A VM with a fault.

@@ -25,6 +25,7 @@ use chips::{Kernel, Soft, Split};
 pub use code::Accepts;
 use compare::{Difference, Pair, Side};
 use machine::{Machine, ends_by_itself};
+use program::Kind;
 
 /// Which programs have a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -68,7 +69,7 @@ impl Guests {
         let soft = if args.itself {
             kernel()?
         } else {
-            Machine::new(Accepts::Vcpu, |_| Ok(Box::new(Soft::new(args.cripple)?)))?
+            Machine::new(Accepts::Vcpu, |_| Ok(Box::new(Soft::new(args.cripple, false)?)))?
         };
         let split = Machine::new(accepts, |parts| Ok(Box::new(Split::new(parts.vm, parts.irqs)?)))?;
         Ok(Self { kernel: Side::new(kernel()?), soft: Side::new(soft), split: Side::new(split), accepts })
@@ -79,10 +80,10 @@ impl Guests {
     /// # Errors
     /// A call outside of the program that failed and may not.
     pub fn run(&mut self, args: &Args, number: u64, coverage: &mut Coverage) -> Result<Option<Failure>, Errno> {
-        let split = Random::of(args.seed, !number).one_in(4);
-        let calls = program::generate(args.seed, number, args.calls as usize, split);
-        let other = if split && !args.itself { &mut self.split } else { &mut self.soft };
-        let mut pair = Pair { sides: [&mut self.kernel, other] };
+        let kind = Kind::of(args.seed, number);
+        let calls = program::generate(args.seed, number, args.calls as usize, kind);
+        let other = if kind == Kind::Split && !args.itself { &mut self.split } else { &mut self.soft };
+        let mut pair = Pair { sides: [&mut self.kernel, other], pic: kind == Kind::External };
         let Some(found) = pair.run(&calls, Some(coverage))? else { return Ok(None) };
         let repeats = pair.run(&calls, None)?.is_some();
         let (shrunk, difference) = if repeats {

@@ -66,7 +66,7 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "not part of it: the 8259, pin 8, timers, x2APIC, the last close of a bound eventfd (see --help)"
+            "not part of it: pin 8, the TSC deadline, x2APIC, the last close of a bound eventfd (see --help)"
         );
         if self.accepts == Some(Accepts::Host) {
             let _ =

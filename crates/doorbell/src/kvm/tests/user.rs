@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::chips::x86::ioapic::{CHIP, INDEX, IoApic, IoApicOptions, WINDOW};
 use crate::chips::x86::lapic::{ApicOptions, ApicSet};
+use crate::chips::x86::pic::{Pic, PicOptions};
 use crate::kvm::{Entry, UserCpu, VcpuPort};
 use crate::manager::{IrqManager, SoftOptions};
 use crate::{Error, LineSource, MsiMessage, MsiTarget, PinInput, VcpuId};
@@ -223,4 +224,54 @@ fn the_end_of_a_level_interrupt_sends_it_again_while_its_line_is_high() {
     assert_eq!(machine.port.injected.len(), 2);
     assert!(!machine.cpu.mmio_write(0xfed0_0000, &[0; 4]), "nobody's address");
     assert!(!machine.cpu.mmio_read(0xfec0_0100, &mut [0; 4]));
+}
+
+#[test]
+fn the_8259s_interrupt_goes_before_the_local_apics_and_its_ports_end_it() {
+    let mut machine = machine();
+    let wire = Arc::clone(&machine.apics);
+    let pic = Arc::new(Pic::new(move |level| wire.set_pic_output(VcpuId(0), level), PicOptions::default()));
+    machine.cpu = machine.cpu.with_pic(Arc::clone(&pic));
+    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 0x04), (0x21, 0x01), (0x21, 0)] {
+        assert!(machine.cpu.port_write(port, &[value]));
+    }
+    machine.send(0x91);
+    pic.set(0, 3, LineSource::USER, true);
+    machine.port.ready = false;
+    machine.enter();
+    assert!(machine.port.window && machine.port.injected.is_empty());
+    machine.port.ready = true;
+    machine.enter();
+    assert_eq!((&machine.port.injected[..], machine.port.window), (&[0x23][..], true), "the other one is still there");
+    machine.enter();
+    assert_eq!((&machine.port.injected[..], machine.port.window), (&[0x23, 0x91][..], false));
+    assert!(machine.cpu.port_write(0x20, &[0x0b]), "read ISR");
+    let mut byte = [0];
+    assert!(machine.cpu.port_read(0x20, &mut byte));
+    assert_eq!(byte, [0x08]);
+    assert!(machine.cpu.port_write(0x20, &[0x20]) && machine.cpu.port_read(0x20, &mut byte));
+    assert_eq!(byte, [0]);
+    assert!(!machine.cpu.port_write(0x80, &[0]) && !machine.cpu.port_read(0x22, &mut byte), "nobody's ports");
+}
+
+#[test]
+fn after_init_the_boot_cpu_runs_and_another_waits_for_its_sipi() {
+    let apics = ApicSet::new(2, Arc::new(()), ApicOptions::default());
+    let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiTarget>, IoApicOptions::default()));
+    let pins = Arc::clone(&ioapic) as Arc<dyn PinInput>;
+    let irqs = IrqManager::soft(SoftOptions::new(Arc::clone(&apics) as Arc<dyn MsiTarget>, pins)).unwrap();
+    for (vcpu, waits) in [(0, Entry::Run), (1, Entry::Sleep)] {
+        let mut cpu = UserCpu::new(apics.local(VcpuId(vcpu)).unwrap(), Arc::clone(&ioapic), irqs.clone());
+        let base = cpu.apic().base().into_bits();
+        let mut port = Port { injected: Vec::new(), nmis: 0, ready: true, window: false, cr8: 0, base };
+        let to = 0xfee0_0000 | u64::from(vcpu) << 12;
+        apics.send(&MsiMessage::new(to, 0x500)).unwrap();
+        assert_eq!(cpu.before_entry(&mut port).unwrap(), Entry::Init);
+        assert_eq!(cpu.before_entry(&mut port).unwrap(), waits);
+        apics.nmi(VcpuId(vcpu));
+        assert_eq!(cpu.before_entry(&mut port).unwrap(), waits, "an NMI does not start it");
+        apics.send(&MsiMessage::new(to, 0x69a)).unwrap();
+        let then = if vcpu == 1 { Entry::StartUp(0x9a) } else { Entry::Run };
+        assert_eq!(cpu.before_entry(&mut port).unwrap(), then);
+    }
 }

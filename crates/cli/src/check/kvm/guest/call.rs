@@ -31,6 +31,8 @@ pub enum Call {
     Read { source: usize },
     /// What the handler of a vector does from now on.
     Handler { vcpu: u32, vector: u8, policy: Policy },
+    /// The guest starts its timer; when it must have expired, the guest takes what came and stops it.
+    Timer { vcpu: u32, vector: u8, periodic: bool },
     /// An operation of the guest.
     Guest { vcpu: u32, operation: Operation, arguments: [u64; 2] },
 }
@@ -78,6 +80,8 @@ impl Call {
                 Self::Unbind { .. } => "KVM_IRQFD deassign",
                 Self::Write { .. } => "eventfd write",
                 Self::Read { .. } => "eventfd read",
+                Self::Timer { periodic: false, .. } => "guest timer, once",
+                Self::Timer { periodic: true, .. } => "guest timer, periodic",
                 Self::Handler { .. } | Self::Guest { .. } => "guest handler",
             };
         };
@@ -93,8 +97,8 @@ impl Call {
             Operation::Enable => "guest sti",
             Operation::Disable => "guest cli",
             Operation::Halt => "guest hlt",
-            Operation::Out | Operation::In => "guest port",
-            Operation::WriteMsr => "guest wrmsr",
+            Operation::Out => "guest OUT",
+            Operation::In => "guest IN",
         }
     }
 
@@ -148,6 +152,7 @@ impl fmt::Display for Call {
                 };
                 write!(f, "vcpu{vcpu} handler of {vector:#04x} {does}")
             }
+            Self::Timer { vcpu, vector, .. } => write!(f, "vcpu{vcpu} {name}: {vector:#04x}"),
             Self::Guest { vcpu, operation, arguments: [first, second] } => {
                 write!(f, "vcpu{vcpu} {name}")?;
                 match operation {
@@ -157,15 +162,12 @@ impl fmt::Display for Call {
                     Operation::Store | Operation::Load => write!(f, ": offset {:#x}", first - IOAPIC)?,
                     Operation::StoreIoApic | Operation::LoadIoApic => write!(f, ": register {first:#x}")?,
                     Operation::Out | Operation::In => write!(f, ": {first:#x}")?,
-                    Operation::WriteMsr => write!(f, ": {first:#x}")?,
                     _ => {}
                 }
                 match operation {
-                    Operation::Store
-                    | Operation::StoreIoApic
-                    | Operation::SetCr8
-                    | Operation::Out
-                    | Operation::WriteMsr => write!(f, " = {second:#x}"),
+                    Operation::Store | Operation::StoreIoApic | Operation::SetCr8 | Operation::Out => {
+                        write!(f, " = {second:#x}")
+                    }
                     _ => Ok(()),
                 }
             }

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use doorbell::kvm::Entry;
 use doorbell::kvm_abi::types::{CHIP_IOAPIC, IOAPIC_PINS, regs};
-use doorbell::kvm_abi::{Errno, KvmIoapicState, KvmLapicState};
+use doorbell::kvm_abi::{Errno, KvmIoapicState, KvmLapicState, KvmPicState};
 use doorbell::route::{Pin, Route, RouteEntry};
 use doorbell::{Delivery, MsiMessage};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -25,18 +25,26 @@ pub const MESSAGES: u32 = 24;
 /// How many lead to messages.
 pub const MESSAGE_GSIS: u32 = 4;
 
+/// The first GSI that leads to a pin of the 8259 pair; the next 15 follow.
+pub const EXTERNAL: u32 = 32;
+
 /// The message behind such a GSI.
 pub fn message_of(gsi: u32) -> MsiMessage {
     let vcpu = u64::from(gsi & 1);
     MsiMessage::new(0xfee0_0000 | vcpu << 12, 0x50 + 0x11 * (gsi - MESSAGES))
 }
 
-/// The routes of every program: GSI n to pin n, the others to messages.
-pub fn routes() -> Vec<RouteEntry> {
+/// The routes of every program: GSI n to pin n, the next ones to messages; and with an 8259 pair, some more to its pins.
+pub fn routes(pic: bool) -> Vec<RouteEntry> {
     let pin = |gsi: u32| Route::Pin(Pin { chip: CHIP_IOAPIC as u8, pin: gsi as u16 });
     let pins = (0..IOAPIC_PINS as u32).map(|gsi| RouteEntry { gsi, route: pin(gsi) });
     let message = |gsi: u32| RouteEntry { gsi, route: Route::Msi(message_of(gsi)) };
-    pins.chain((MESSAGES..MESSAGES + MESSAGE_GSIS).map(message)).collect()
+    let external = |gsi: u32| {
+        let pin = gsi - EXTERNAL;
+        RouteEntry { gsi, route: Route::Pin(Pin { chip: (pin / 8) as u8, pin: (pin % 8) as u16 }) }
+    };
+    let pairs = if pic { EXTERNAL..EXTERNAL + 16 } else { 0..0 };
+    pins.chain((MESSAGES..MESSAGES + MESSAGE_GSIS).map(message)).chain(pairs.map(external)).collect()
 }
 
 fn status(delivery: Delivery) -> Outcome {
@@ -62,11 +70,11 @@ pub trait Chips {
     /// A call that failed and may not.
     fn adopt(&mut self, vcpus: &[&VcpuFd]) -> Result<(), Errno>;
 
-    /// Back to the state after reset, without bindings, with [`routes`].
+    /// Back to the state after reset, without bindings, with [`routes`]. Where `pic`, the boot CPU hears the 8259 pair.
     ///
     /// # Errors
     /// A call that failed and may not.
-    fn reset(&mut self, vm: &VmFd, vcpus: &[&VcpuFd]) -> Result<(), Errno>;
+    fn reset(&mut self, vm: &VmFd, vcpus: &[&VcpuFd], pic: bool) -> Result<(), Errno>;
 
     /// `KVM_SIGNAL_MSI`.
     fn message(&mut self, message: &MsiMessage) -> Outcome;
@@ -123,6 +131,14 @@ pub trait Chips {
     /// # Errors
     /// What the kernel says.
     fn ioapic(&mut self, vm: &VmFd) -> Result<KvmIoapicState, Errno>;
+
+    /// The 8259 pair, if there is one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn pics(&mut self, _vm: &VmFd) -> Result<Pics, Errno> {
+        Ok(Pics::default())
+    }
 }
 
 /// `KVM_GET_LAPIC`.
@@ -148,6 +164,9 @@ fn state_of(ioapic: &doorbell::chips::x86::ioapic::IoApic) -> KvmIoapicState {
     KvmIoapicState { base_address, ioregsel, id, irr, pad: 0, redirtbl }
 }
 
+/// The 8259 pair as it is compared: what guests can tell apart.
+pub type Pics = [KvmPicState; 2];
+
 /// The routes as the kernel's table takes them.
 fn kernel_routes() -> Vec<doorbell::kvm::KernelRoute> {
     use doorbell::kvm::KernelRoute;
@@ -155,7 +174,7 @@ fn kernel_routes() -> Vec<doorbell::kvm::KernelRoute> {
         Route::Msi(message) => KernelRoute::Msi { gsi, message },
         Route::Pin(Pin { chip, pin }) => KernelRoute::Pin { gsi, chip, pin },
     };
-    routes().into_iter().map(entry).collect()
+    routes(true).into_iter().map(entry).collect()
 }
 
 /// A call whose failure is an errno.
@@ -163,9 +182,10 @@ fn call<T>(result: Result<T, doorbell::Error>) -> Result<T, Errno> {
     result.map_err(|error| error.errno())
 }
 
-/// Every program starts with the APICs enabled, vCPU n in the logical flat group n, and the 8259's output masked.
-fn prelude(vcpu: u32, state: &mut KvmLapicState) {
+/// Every program starts with the APICs enabled, vCPU n in the logical flat group n, and the output of the 8259 pair masked,
+/// or led to the boot CPU.
+fn prelude(vcpu: u32, state: &mut KvmLapicState, pic: bool) {
     state.set_register(regs::SVR, 0x1ff);
     state.set_register(regs::LDR, 1 << (24 + vcpu));
-    state.set_register(regs::LVT_LINT0, 0x1_0000);
+    state.set_register(regs::LVT_LINT0, if pic && vcpu == 0 { 0x700 } else { 0x1_0000 });
 }

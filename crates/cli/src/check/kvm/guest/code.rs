@@ -98,12 +98,10 @@ pub enum Operation {
     Out,
     /// Reads a byte from a port.
     In,
-    /// Writes a model-specific register.
-    WriteMsr,
 }
 
 impl Operation {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 12] = [
         Self::Nothing,
         Self::Store,
         Self::Load,
@@ -116,7 +114,6 @@ impl Operation {
         Self::Halt,
         Self::Out,
         Self::In,
-        Self::WriteMsr,
     ];
 
     /// What it is made of; it ends with a jump to the idle loop.
@@ -149,8 +146,6 @@ impl Operation {
             Self::Out => &[0x41, 0x8b, 0x57, 8, 0x41, 0x8a, 0x47, 16, 0xee],
             // mov edx, [r15+8]; xor eax, eax; in al, dx; mov [r15+24], eax
             Self::In => &[0x41, 0x8b, 0x57, 8, 0x31, 0xc0, 0xec, 0x41, 0x89, 0x47, 24],
-            // mov ecx, [r15+8]; mov eax, [r15+16]; mov edx, [r15+20]; wrmsr
-            Self::WriteMsr => &[0x41, 0x8b, 0x4f, 8, 0x41, 0x8b, 0x47, 16, 0x41, 0x8b, 0x57, 20, 0x0f, 0x30],
         }
     }
 

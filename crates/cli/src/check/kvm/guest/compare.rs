@@ -1,11 +1,15 @@
 //! One program with a guest on both sides, and where they first differ.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
-use doorbell::kvm_abi::Errno;
+use doorbell::kvm_abi::types::regs;
+use doorbell::kvm_abi::{Errno, KvmPicState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::call::{Answer, Call, SOURCES};
+use super::chips::Pics;
+use super::code::{LAPIC, Operation};
 use super::coverage;
 use super::machine::{Machine, Rest, VCPUS};
 use crate::check::kvm::compare::differences_of_vm;
@@ -14,11 +18,18 @@ use crate::check::kvm::machines::new_event;
 use crate::check::kvm::side::VmState;
 use crate::check::shrink::Subject;
 
+/// A timer's count, in ns: KVM's bus is 1 GHz.
+const COUNT: u32 = 250_000;
+/// When it has expired for certain; in periodic mode, more than once.
+const EXPIRES: Duration = Duration::from_micros(900);
+
 /// Everything of one side that is compared after each step.
 #[derive(Clone, PartialEq)]
 pub struct State {
     /// The chips.
     pub vm: VmState,
+    /// The 8259 pair.
+    pub pics: Pics,
     /// Which resample events have a counter above 0, a bit each.
     pub readable: u32,
 }
@@ -47,8 +58,8 @@ impl Side {
         Self { machine, events: Vec::new() }
     }
 
-    fn start(&mut self) -> Result<(), Errno> {
-        self.machine.reset()?;
+    fn start(&mut self, pic: bool) -> Result<(), Errno> {
+        self.machine.reset(pic)?;
         self.events = (0..2 * SOURCES).map(|_| new_event()).collect::<Result<_, _>>()?;
         Ok(())
     }
@@ -76,6 +87,7 @@ impl Side {
                 machine.set_policy(vcpu, vector, policy);
                 Ok(0)
             }
+            Call::Timer { vcpu, vector, periodic } => return self.time(vcpu, vector, periodic),
             Call::Guest { vcpu, operation, arguments } => {
                 let (rest, taken) = machine.run(vcpu, operation, arguments)?;
                 return Ok(Answer::Guest(rest, taken));
@@ -87,6 +99,39 @@ impl Side {
         Ok(Answer::Host(outcome))
     }
 
+    /// Starts a timer, waits until it must have expired, lets the vCPU take what came, and stops it. Of what a periodic one
+    /// did, repetitions are left out: how often it expires depends on the machine.
+    fn time(&mut self, vcpu: u32, vector: u8, periodic: bool) -> Result<Answer, Errno> {
+        let mut events = Vec::new();
+        let mode = u32::from(periodic) << 17;
+        let stores = [
+            (regs::TIMER_DIVIDE, 0xb),
+            (regs::LVT_TIMER, mode | u32::from(vector)),
+            (regs::TIMER_INITIAL, COUNT),
+            (regs::TIMER_INITIAL, 0),
+            (regs::LVT_TIMER, 0x1_0000),
+        ];
+        for (place, (offset, value)) in stores.into_iter().enumerate() {
+            let arguments = [LAPIC + offset as u64, value.into()];
+            let (rest, taken) = self.machine.run(vcpu, Operation::Store, arguments)?;
+            events.extend(taken);
+            // Halted, it stores nothing; and the first store says so.
+            if place == 0 && rest == Rest::Halted {
+                return Ok(Answer::Guest(rest, events));
+            }
+            for _ in 0..if offset == regs::TIMER_INITIAL && value != 0 { 1 + u32::from(periodic) } else { 0 } {
+                std::thread::sleep(EXPIRES);
+                let (_, taken) = self.machine.run(vcpu, Operation::Nothing, [0, 0])?;
+                events.extend(taken);
+            }
+        }
+        if periodic {
+            let mut seen = std::collections::BTreeSet::new();
+            events.retain(|event| seen.insert(*event));
+        }
+        Ok(Answer::Guest(Rest::Idle(0), events))
+    }
+
     fn state(&mut self) -> Result<State, Errno> {
         let ioapic = self.machine.ioapic()?;
         let lapics = (0..VCPUS).map(|vcpu| self.machine.lapic(vcpu)).collect::<Result<_, _>>()?;
@@ -94,7 +139,7 @@ impl Side {
         poll(&mut polled, Some(&Timespec::default()))?;
         let readable = polled.iter().enumerate().filter(|(_, event)| event.revents().contains(PollFlags::IN));
         let readable = readable.fold(0, |bits, (event, _)| bits | 1 << event);
-        Ok(State { vm: VmState { ioapic, lapics }, readable })
+        Ok(State { vm: VmState { ioapic, lapics }, pics: self.machine.pics()?, readable })
     }
 }
 
@@ -102,6 +147,8 @@ impl Side {
 pub struct Pair<'a> {
     /// They are borrowed: the kernel is compared with several.
     pub sides: [&'a mut Side; 2],
+    /// Whether the boot CPU hears the 8259 pair.
+    pub pic: bool,
 }
 
 impl Pair<'_> {
@@ -111,8 +158,8 @@ impl Pair<'_> {
     /// A call outside of the program that failed and may not.
     pub fn run(&mut self, calls: &[Call], mut coverage: Option<&mut Coverage>) -> Result<Option<Difference>, Errno> {
         let [kernel, doorbell] = &mut self.sides;
-        kernel.start()?;
-        doorbell.start()?;
+        kernel.start(self.pic)?;
+        doorbell.start(self.pic)?;
         let mut answers = Vec::with_capacity(calls.len());
         let mut before = kernel.state()?;
         let mut items = differences(&before, &doorbell.state()?);
@@ -160,6 +207,21 @@ impl Subject for Pair<'_> {
 fn differences(kernel: &State, doorbell: &State) -> Vec<[String; 3]> {
     let mut items = Vec::new();
     differences_of_vm(0, &kernel.vm, &doorbell.vm, &mut items);
+    for (name, kernel, doorbell) in
+        [("master", &kernel.pics[0], &doorbell.pics[0]), ("slave", &kernel.pics[1], &doorbell.pics[1])]
+    {
+        if kernel != doorbell {
+            let fields = |state: &KvmPicState| {
+                let KvmPicState { last_irr, irr, imr, isr, priority_add, irq_base, .. } = state;
+                let KvmPicState { special_mask, auto_eoi, elcr, .. } = state;
+                format!(
+                    "last {last_irr:#x} IRR {irr:#x} IMR {imr:#x} ISR {isr:#x} first {priority_add} base {irq_base:#x} \
+                     special {special_mask} auto {auto_eoi} ELCR {elcr:#x}"
+                )
+            };
+            items.push([name.into(), fields(kernel), fields(doorbell)]);
+        }
+    }
     for source in 0..SOURCES {
         let readable = |state: &State| if state.readable >> source & 1 == 1 { "above 0" } else { "0" };
         if readable(kernel) != readable(doorbell) {

@@ -15,7 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use super::alarm::Alarm;
-use super::chips::{Chips, Kernel, kernel_lapic, set_kernel_lapic};
+use super::chips::{Chips, Kernel, Pics, kernel_lapic, set_kernel_lapic};
 use super::code::{self, Accepts, Event, Operation, Policy, mailbox};
 use crate::run::guest::memory::Mapping;
 
@@ -26,7 +26,9 @@ pub const VCPUS: u32 = 3;
 pub const ENDS: u32 = 6;
 /// How often a vCPU that may have halted is looked at.
 const LOOK: Duration = Duration::from_micros(400);
-/// A guest that has not come to rest by then is stuck.
+/// A guest that has not come to rest after so many exits, or by then, is stuck.
+const MOST_EXITS: u32 = 2_000;
+/// See [`MOST_EXITS`].
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Where KVM may keep three pages of its own.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -58,6 +60,8 @@ pub struct Machine {
     chips: Box<dyn Chips>,
     memory: Mapping,
     alarm: Alarm,
+    /// The host accepts interrupts, but those of the 8259 pair are left to the kernel.
+    external: bool,
     vm: Arc<VmFd>,
 }
 
@@ -106,7 +110,7 @@ impl Machine {
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(errno)?;
         let vcpus = (0..VCPUS).map(|index| Vcpu::new(&vm, index, &cpuid, accepts)).collect::<Result<Vec<_>, _>>()?;
         chips.adopt(&vcpus.iter().map(|vcpu| &vcpu.fd).collect::<Vec<_>>())?;
-        Ok(Self { accepts, vcpus, chips, memory, alarm: Alarm::new()?, vm })
+        Ok(Self { accepts, vcpus, chips, memory, alarm: Alarm::new()?, external: false, vm })
     }
 
     /// Its chips, for the calls of the host.
@@ -122,6 +126,14 @@ impl Machine {
         self.chips.lapic(vcpu, &self.vcpus[vcpu as usize].fd)
     }
 
+    /// The 8259 pair.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pics(&mut self) -> Result<Pics, Errno> {
+        self.chips.pics(&self.vm)
+    }
+
     /// The IOAPIC.
     ///
     /// # Errors
@@ -130,18 +142,20 @@ impl Machine {
         self.chips.ioapic(&self.vm)
     }
 
-    /// Back to the state in which programs start, whatever the last one left.
+    /// Back to the state in which programs start, whatever the last one left; with the 8259 pair heard by the boot CPU or
+    /// not.
     ///
     /// # Errors
     /// A call that failed and may not.
-    pub fn reset(&mut self) -> Result<(), Errno> {
+    pub fn reset(&mut self, pic: bool) -> Result<(), Errno> {
+        self.external = pic && self.accepts == Accepts::Host;
         for (index, vcpu) in (0..).zip(&mut self.vcpus) {
             vcpu.reset(self.chips.in_kernel())?;
             let zeroes = [0; mailbox::POLICIES + 256];
             self.memory.copy_in(code::block(index), &zeroes);
         }
         let fds: Vec<_> = self.vcpus.iter().map(|vcpu| &vcpu.fd).collect();
-        self.chips.reset(&self.vm, &fds)
+        self.chips.reset(&self.vm, &fds, pic)
     }
 
     /// What the handler of a vector does from now on.
@@ -172,7 +186,7 @@ impl Machine {
         if self.chips.in_kernel() && (operation, first) == (Operation::Store, code::LAPIC + regs::EOI as u64) {
             // KVM keeps, for each vCPU, which ends the IOAPIC has to hear of, and may be behind after a guest's store to an
             // entry. After this it looks again.
-            set_kernel_lapic(&state.fd, &kernel_lapic(&state.fd)?)?;
+            write_back(&state.fd, &mut kernel_lapic(&state.fd)?)?;
         }
         let mut operation = operation;
         match (self.accepts, operation) {
@@ -240,11 +254,14 @@ impl Machine {
     fn loop_until_rest(&mut self, vcpu: u32) -> Result<Rest, Errno> {
         let start = Instant::now();
         let mut caught_up = false;
+        let external = self.external && vcpu == 0;
+        let mut window: Option<Window> = None;
+        let mut heard = false;
         let by_host = self.accepts == Accepts::Host;
         let Self { vcpus, chips, memory, .. } = self;
         let Vcpu { fd, halted, enabled, read, .. } = &mut vcpus[vcpu as usize];
         let mailbox = code::block(vcpu);
-        loop {
+        for _ in 0..MOST_EXITS {
             match chips.before_entry(vcpu, fd)? {
                 Entry::Run => {}
                 Entry::Sleep => return Ok(Rest::Halted),
@@ -259,8 +276,19 @@ impl Machine {
                         memory.copy_in(mailbox, &Operation::Nothing.address().to_le_bytes());
                         continue;
                     }
+                    if let Some(open) = window.take() {
+                        let taken = open.close(fd)?;
+                        heard = !taken;
+                        *halted &= !taken;
+                    }
+                    if external && *enabled && !heard {
+                        // The pair goes first, whatever the priority.
+                        memory.copy_in(mailbox, &Operation::Nothing.address().to_le_bytes());
+                        window = Some(Window::open(fd)?);
+                        continue;
+                    }
                     if by_host && *enabled && accept(fd, memory)? {
-                        (*halted, caught_up) = (false, false);
+                        (*halted, caught_up, heard) = (false, false, false);
                         // The handler comes back to the loop, and what was done is not done again.
                         memory.copy_in(mailbox, &Operation::Nothing.address().to_le_bytes());
                         continue;
@@ -300,6 +328,7 @@ impl Machine {
                 Err(error) => return Err(errno(error)),
             }
         }
+        Ok(Rest::Stuck)
     }
 
     /// Takes what the guest has added to its log.
@@ -335,9 +364,58 @@ fn accept(vcpu: &mut VcpuFd, memory: &mut Mapping) -> Result<bool, Errno> {
     in_service[word] |= bit;
     state.set_bitmap(regs::IRR, requests);
     state.set_bitmap(regs::ISR, in_service);
-    set_kernel_lapic(vcpu, &state)?;
+    write_back(vcpu, &mut state)?;
     enter_handler(vcpu, memory, vector)?;
     Ok(true)
+}
+
+/// `KVM_SET_LAPIC`, after which a one-shot timer that has expired would expire again: its count is taken away.
+fn write_back(vcpu: &VcpuFd, state: &mut KvmLapicState) -> Result<(), Errno> {
+    let one_shot = state.register(regs::LVT_TIMER) >> 17 & 3 == 0;
+    if one_shot && state.register(regs::TIMER_CURRENT) == 0 {
+        state.set_register(regs::TIMER_INITIAL, 0);
+    }
+    set_kernel_lapic(vcpu, state)
+}
+
+/// An entry with interrupts on and the task priority at its highest: only the 8259 pair's get through, and the kernel
+/// takes them. What is in service in the local APIC is out of the way meanwhile, because the host may end that.
+struct Window {
+    priority: u32,
+    in_service: [u32; 8],
+    log: u64,
+}
+
+/// The interrupt flag.
+const ENABLED: u64 = 1 << 9;
+
+impl Window {
+    fn open(vcpu: &mut VcpuFd) -> Result<Self, Errno> {
+        step(vcpu);
+        let mut state = kernel_lapic(vcpu)?;
+        let priority = state.register(regs::TPR);
+        let in_service = state.bitmap(regs::ISR);
+        state.set_register(regs::TPR, 0xff);
+        state.set_bitmap(regs::ISR, [0; 8]);
+        write_back(vcpu, &mut state)?;
+        let mut registers = vcpu.get_regs().map_err(errno)?;
+        registers.rflags |= ENABLED;
+        vcpu.set_regs(&registers).map_err(errno)?;
+        Ok(Self { priority, in_service, log: registers.r13 })
+    }
+
+    /// Whether anything was taken.
+    fn close(self, vcpu: &mut VcpuFd) -> Result<bool, Errno> {
+        step(vcpu);
+        let mut state = kernel_lapic(vcpu)?;
+        state.set_register(regs::TPR, self.priority);
+        state.set_bitmap(regs::ISR, self.in_service);
+        write_back(vcpu, &mut state)?;
+        let mut registers = vcpu.get_regs().map_err(errno)?;
+        registers.rflags &= !ENABLED;
+        vcpu.set_regs(&registers).map_err(errno)?;
+        Ok(registers.r13 != self.log)
+    }
 }
 
 /// What a CPU in 64-bit mode does to enter the handler of an interrupt (Intel SDM volume 3, section 7.14.2).
@@ -374,7 +452,7 @@ fn acceptable(state: &KvmLapicState) -> Option<u8> {
 pub fn ends_by_itself(kvm: &Arc<doorbell::kvm::abi::Kvm>) -> Result<bool, Errno> {
     const VECTOR: u8 = 0x93;
     let mut machine = Machine::new(Accepts::Vcpu, |parts| Ok(Box::new(Kernel::new(kvm, parts.vm, parts.irqs)?)))?;
-    machine.reset()?;
+    machine.reset(false)?;
     machine.chips().message(&MsiMessage::new(code::LAPIC, VECTOR.into()))?;
     machine.run(0, Operation::Nothing, [0, 0])?;
     Ok(!machine.lapic(0)?.vectors(regs::ISR).contains(&VECTOR))

@@ -4,7 +4,7 @@ use doorbell::MsiMessage;
 use doorbell::kvm_abi::types::regs;
 
 use super::call::{Call, SOURCES};
-use super::chips::{MESSAGE_GSIS, MESSAGES};
+use super::chips::{EXTERNAL, MESSAGE_GSIS, MESSAGES};
 use super::code::{LAPIC, Operation, Policy};
 use super::machine::VCPUS;
 use crate::check::random::Random;
@@ -29,16 +29,41 @@ struct Source {
     /// The IOAPIC is outside of the kernel, which reports the ends of level interrupts only: then pins are level, and have
     /// vectors of their own.
     split: bool,
+    /// The boot CPU hears the 8259 pair.
+    pic: bool,
+    /// Pins of the pair may be level. With automatic EOI, such a pin would interrupt for ever.
+    pic_level: bool,
+}
+
+/// What a program with a guest runs beside the kernel's chips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// doorbell's chips.
+    Soft,
+    /// These, with the 8259 pair heard.
+    External,
+    /// A split chip.
+    Split,
+}
+
+impl Kind {
+    /// That of program `number` of `seed`.
+    pub fn of(seed: u64, number: u64) -> Self {
+        Random::of(seed, !number).pick(&[Self::Soft, Self::Soft, Self::External, Self::Split])
+    }
 }
 
 /// The steps of program `number` of `seed`.
-pub fn generate(seed: u64, number: u64, steps: usize, split: bool) -> Vec<Call> {
+pub fn generate(seed: u64, number: u64, steps: usize, kind: Kind) -> Vec<Call> {
     let mut random = Random::of(seed ^ 0x6775_6573_7400_0000, number);
     let mut vectors = std::array::from_fn(|_| 0x20 + random.below(0xe0) as u8);
     // Two of one class, one that is as high as can be, and sometimes one that is lower than exceptions should be.
     vectors[1] = vectors[0] & 0xf0 | random.below(16) as u8;
     vectors[2] = random.pick(&[0xff, 0xfe, 0xf0, 0x20, 0x31]);
-    vectors[3] = random.pick(&[vectors[3], vectors[3], 0x1f, 0x13, 0x05]);
+    if kind != Kind::External {
+        // There, handlers of low vectors must not end what is in service in the local APIC.
+        vectors[3] = random.pick(&[vectors[3], vectors[3], 0x1f, 0x13, 0x05]);
+    }
     // All different: those who share a vector are of one kind.
     for place in 1..vectors.len() {
         while vectors[..place].contains(&vectors[place]) {
@@ -47,8 +72,11 @@ pub fn generate(seed: u64, number: u64, steps: usize, split: bool) -> Vec<Call> 
     }
     let pins = std::array::from_fn(|_| pin(&mut random));
     let favourite = random.below(VCPUS.into()) as u32;
+    let (split, pic) = (kind == Kind::Split, kind == Kind::External);
+    let pic_level = random.one_in(2);
     let fine_priority = random.one_in(2);
-    let mut source = Source { random, vectors, pins, favourite, fine_priority, nmi: [false; VCPUS as usize], split };
+    let mut source =
+        Source { random, vectors, pins, favourite, fine_priority, nmi: [false; VCPUS as usize], split, pic, pic_level };
     let mut calls = source.beginning();
     while calls.len() < steps {
         let call = source.call();
@@ -107,6 +135,10 @@ impl Source {
     /// Handlers, and entries of the IOAPIC: a program that first has to find both would take few interrupts.
     fn beginning(&mut self) -> Vec<Call> {
         let mut calls = Vec::new();
+        if self.pic {
+            calls.extend(self.initialise(0x20, 0x00, 0x04));
+            calls.extend(self.initialise(0xa0, 0x08, 0x02));
+        }
         for _ in 0..3 {
             calls.push(self.handler());
         }
@@ -124,7 +156,63 @@ impl Source {
         calls
     }
 
+    fn out(&mut self, port: u64, value: u8) -> Call {
+        Call::Guest { vcpu: self.vcpu(), operation: Operation::Out, arguments: [port, value.into()] }
+    }
+
+    /// Initialises one of the 8259 pair: ICW1 to ICW4, and a mask.
+    fn initialise(&mut self, port: u64, base: u8, cascade: u8) -> [Call; 5] {
+        let automatic = u8::from(!self.pic_level && self.random.one_in(2)) << 1;
+        let nested = u8::from(self.random.one_in(6)) << 4;
+        let mask = self.random.pick(&[0, 0, 0x08, 0x40]);
+        [(0, 0x11), (1, base), (1, cascade), (1, 1 | automatic | nested), (1, mask)]
+            .map(|(register, value)| self.out(port + register, value))
+    }
+
+    /// A step with the 8259 pair.
+    fn external(&mut self) -> Call {
+        let port = self.random.pick(&[0x20, 0x20, 0xa0]);
+        let pin = self.random.pick(&[0, 1, 3, 4, 6, 7]);
+        match self.random.below(16) {
+            0..6 => {
+                let gsi = EXTERNAL + self.random.pick(&[0, 1, 3, 4, 7, 8, 9, 12, 15]);
+                Call::Line { gsi, level: !self.random.one_in(3) }
+            }
+            6..9 => self.out(port, 0x20),
+            9 => self.out(port, 0x60 | pin),
+            10 => {
+                // The rotations, and a priority.
+                let command = self.random.pick(&[0xa0, 0xe0, 0xc0, 0x80, 0x00]);
+                self.out(port, command | pin)
+            }
+            11 => {
+                // Read IRR, read ISR, poll, special mask on and off.
+                let word = self.random.pick(&[0x0a, 0x0b, 0x0c, 0x68, 0x48]);
+                self.out(port, word)
+            }
+            12 => {
+                let mask = self.random.pick(&[0, 0, 0xff, 0x01, 0x08, 0x84]);
+                self.out(port + 1, mask)
+            }
+            13 if self.pic_level => {
+                let level = self.random.pick(&[0, 0xff, 0x18, 0x80]);
+                let elcr = 0x4d0 + self.random.below(2);
+                self.out(elcr, level)
+            }
+            _ => {
+                let port = self.random.pick(&[0x20, 0xa0, 0x21, 0xa1, 0x4d0]);
+                Call::Guest { vcpu: self.vcpu(), operation: Operation::In, arguments: [port, 0] }
+            }
+        }
+    }
+
     fn call(&mut self) -> Call {
+        if self.pic && self.random.one_in(2) {
+            return self.external();
+        }
+        if self.random.one_in(60) {
+            return Call::Timer { vcpu: self.vcpu(), vector: self.vector(), periodic: self.random.one_in(2) };
+        }
         let vcpu = self.vcpu();
         match self.random.below(100) {
             0..13 => self.message(),
@@ -157,7 +245,7 @@ impl Source {
                 Call::Guest { vcpu, operation: Operation::LoadIoApic, arguments }
             }
             93..98 => Call::load(vcpu, self.register()),
-            98 => Call::store(vcpu, regs::SVR, self.random.pick(&[0x1ff, 0x1ff, 0x1ff, 0xff])),
+            98 if !self.pic => Call::store(vcpu, regs::SVR, self.random.pick(&[0x1ff, 0x1ff, 0x1ff, 0xff])),
             _ => match self.random.below(3) {
                 0 => Call::store(vcpu, regs::DFR, self.random.pick(&[0xffff_ffff, 0xffff_ffff, 0x0fff_ffff])),
                 _ => Call::store(vcpu, regs::LDR, self.random.pick(&[0, 1, 2, 4, 3, 0x11, 0x12, 0x80]) << 24),
@@ -166,7 +254,9 @@ impl Source {
     }
 
     fn handler(&mut self) -> Call {
-        let policy = self.random.pick(&[Policy::Leave, Policy::End, Policy::End, Policy::NestAndEnd]);
+        // A handler that lets others in would let in those of the pair, which the host cannot take there.
+        let nests = if self.pic { Policy::End } else { Policy::NestAndEnd };
+        let policy = self.random.pick(&[Policy::Leave, Policy::End, Policy::End, nests]);
         let vcpu = if self.random.one_in(3) { self.vcpu() } else { self.favourite };
         Call::Handler { vcpu, vector: self.any_vector(), policy }
     }
@@ -247,9 +337,9 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_program_and_another_seed_another() {
-        assert_eq!(generate(7, 3, 60, false), generate(7, 3, 60, false));
-        assert_ne!(generate(7, 3, 60, false), generate(8, 3, 60, false));
-        assert_ne!(generate(7, 3, 60, false), generate(7, 4, 60, false));
-        assert_eq!(generate(7, 3, 60, false).len(), 60);
+        assert_eq!(generate(7, 3, 60, Kind::Soft), generate(7, 3, 60, Kind::Soft));
+        assert_ne!(generate(7, 3, 60, Kind::Soft), generate(8, 3, 60, Kind::Soft));
+        assert_ne!(generate(7, 3, 60, Kind::Soft), generate(7, 4, 60, Kind::Soft));
+        assert_eq!(generate(7, 3, 60, Kind::Soft).len(), 60);
     }
 }

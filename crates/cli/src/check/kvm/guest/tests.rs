@@ -1,8 +1,10 @@
 use doorbell::MsiMessage;
 use doorbell::kvm::abi::{Kvm, bind_to_this_cpu};
 
-use super::chips::{Kernel, Soft, Split};
+use super::call::Call;
+use super::chips::{EXTERNAL, Kernel, Soft, Split};
 use super::code::{Accepts, Event, LAPIC, Operation, Policy};
+use super::compare::{Pair, Side};
 use super::machine::{Machine, Rest, ends_by_itself};
 
 fn machines() -> Option<Vec<Machine>> {
@@ -18,10 +20,10 @@ fn machines() -> Option<Vec<Machine>> {
     println!("{accepts:?}");
     let mut machines = vec![
         Machine::new(accepts, |parts| Ok(Box::new(Kernel::new(&kvm, parts.vm, parts.irqs)?))).unwrap(),
-        Machine::new(Accepts::Vcpu, |_| Ok(Box::new(Soft::new(None)?))).unwrap(),
+        Machine::new(Accepts::Vcpu, |_| Ok(Box::new(Soft::new(None, false)?))).unwrap(),
         Machine::new(accepts, |parts| Ok(Box::new(Split::new(parts.vm, parts.irqs)?))).unwrap(),
     ];
-    machines.iter_mut().for_each(|machine| machine.reset().unwrap());
+    machines.iter_mut().for_each(|machine| machine.reset(false).unwrap());
     Some(machines)
 }
 
@@ -90,5 +92,73 @@ fn a_halted_vcpu_sleeps_until_it_can_take_something() {
         machine.chips().message(&to(0, 0x78)).unwrap();
         let name = machine.chips().name();
         assert_eq!(machine.run(0, Operation::Nothing, [0, 0]).unwrap(), (Rest::Halted, vec![]), "{name}");
+    }
+}
+
+/// What differs between the kernel and `other`, by the names that a report has.
+fn difference(machines: Vec<Machine>, other: usize, calls: &[Call]) -> Vec<String> {
+    let mut sides: Vec<_> = machines.into_iter().map(Side::new).collect();
+    let (kernel, others) = sides.split_at_mut(1);
+    let mut pair = Pair { sides: [&mut kernel[0], &mut others[other]], pic: false };
+    let found = pair.run(calls, None).unwrap().expect("a difference that is on purpose");
+    assert_eq!(found.at + 1, calls.len(), "{:?}", found.items);
+    found.items.into_iter().map(|[name, kernel, other]| format!("{name}: {kernel}, {other}")).collect()
+}
+
+fn entry(pin: u64, low: u64) -> Call {
+    Call::Guest { vcpu: 0, operation: Operation::StoreIoApic, arguments: [0x10 + 2 * pin, low] }
+}
+
+#[test]
+fn a_store_to_cr8_that_changes_only_the_low_half_of_tpr_is_not_seen_by_user_space() {
+    let Some(machines) = machines() else { return };
+    let cr8 = Call::Guest { vcpu: 0, operation: Operation::SetCr8, arguments: [0, 0] };
+    let items = difference(machines, 0, &[Call::store(0, 0x80, 4), cr8]);
+    assert_eq!(items, ["vm0 vcpu0 TPR: 0x0, 0x4"]);
+}
+
+#[test]
+fn a_level_message_with_the_vector_of_an_edge_pin_takes_its_line_only_in_the_kernel() {
+    let Some(machines) = machines() else { return };
+    let calls = [
+        entry(18, 0x7b),
+        Call::Line { gsi: 18, level: true },
+        Call::Bind { source: 2, gsi: 18, resample: true },
+        Call::Message(to(1, 0x807b)),
+        Call::store(1, 0xb0, 0),
+    ];
+    assert_eq!(difference(machines, 0, &calls), ["vm0 IOAPIC IRR: 0x0, 0x40000"]);
+}
+
+#[test]
+fn a_split_chip_does_not_hear_of_the_end_of_an_edge_interrupt() {
+    let Some(machines) = machines() else { return };
+    let calls = [
+        entry(4, 0x5b),
+        Call::Bind { source: 1, gsi: 4, resample: true },
+        Call::Message(MsiMessage::new(LAPIC, 0x5b)),
+        Call::store(0, 0xb0, 0),
+    ];
+    assert_eq!(difference(machines, 1, &calls), ["counter of resample event 1: above 0, 0"]);
+}
+
+#[test]
+fn the_8259s_interrupts_go_before_those_of_the_local_apic_whatever_the_priority() {
+    let Some(machines) = machines() else { return };
+    for mut machine in machines.into_iter().take(2) {
+        machine.reset(true).unwrap();
+        for (port, value) in [(0x20, 0x11), (0x21, 0x08), (0x21, 0x04), (0x21, 0x01), (0x21, 0)] {
+            run(&mut machine, Operation::Out, [port, value]);
+        }
+        run(&mut machine, Operation::SetCr8, [0, 15]);
+        run(&mut machine, Operation::Disable, [0, 0]);
+        machine.chips().message(&to(0, 0x93)).unwrap();
+        assert_eq!(machine.chips().line(EXTERNAL + 3, true), Ok(1));
+        assert_eq!(run(&mut machine, Operation::Enable, [0, 0]).1, [Event::Taken(0x0b)]);
+        assert_eq!(machine.pics().unwrap()[0].isr, 0x08);
+        assert_eq!(run(&mut machine, Operation::SetCr8, [0, 0]).1, [Event::Taken(0x93)]);
+        run(&mut machine, Operation::Out, [0x20, 0x20]);
+        assert_eq!(machine.pics().unwrap()[0].isr, 0);
+        assert_eq!(machine.lapic(0).unwrap().vectors(0x100), [0x93]);
     }
 }

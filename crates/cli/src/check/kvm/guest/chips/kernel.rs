@@ -7,11 +7,11 @@ use doorbell::MsiMessage;
 use doorbell::kvm::abi::{KernelVm, Kvm};
 use doorbell::kvm::{Entry, Vm};
 use doorbell::kvm_abi::types::IOAPIC_PINS;
-use doorbell::kvm_abi::{Errno, KvmCalls, KvmIoapicState, KvmLapicState};
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
+use doorbell::kvm_abi::{Errno, KvmCalls, KvmIoapicState, KvmLapicState, KvmPicState};
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip};
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::{Chips, Outcome, call, kernel_lapic, kernel_routes, prelude, set_kernel_lapic, status};
+use super::{Chips, EXTERNAL, Outcome, Pics, call, kernel_lapic, kernel_routes, prelude, set_kernel_lapic, status};
 use crate::check::kvm::machines::new_event;
 
 /// The kernel's chips.
@@ -22,6 +22,7 @@ pub struct Kernel {
     /// What is bound: the number of the event, its GSI, and a duplicate of its descriptor.
     bound: Vec<(usize, u32, OwnedFd)>,
     ioapic: kvm_irqchip,
+    pics: [kvm_irqchip; 2],
     lapics: Vec<KvmLapicState>,
     spare: [OwnedFd; 2],
 }
@@ -31,7 +32,11 @@ fn errno(error: kvm_ioctls::Error) -> Errno {
 }
 
 fn get_ioapic(vm: &VmFd) -> Result<kvm_irqchip, Errno> {
-    let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+    get(vm, KVM_IRQCHIP_IOAPIC)
+}
+
+fn get(vm: &VmFd, chip_id: u32) -> Result<kvm_irqchip, Errno> {
+    let mut chip = kvm_irqchip { chip_id, ..Default::default() };
     vm.get_irqchip(&mut chip).map_err(errno)?;
     Ok(chip)
 }
@@ -57,6 +62,7 @@ impl Kernel {
             settler: kvm.create_vm()?,
             bound: Vec::new(),
             ioapic: get_ioapic(vm)?,
+            pics: [get(vm, KVM_IRQCHIP_PIC_MASTER)?, get(vm, KVM_IRQCHIP_PIC_SLAVE)?],
             lapics: Vec::new(),
             spare: [new_event()?, new_event()?],
         })
@@ -85,11 +91,10 @@ impl Chips for Kernel {
 
     fn adopt(&mut self, vcpus: &[&VcpuFd]) -> Result<(), Errno> {
         self.lapics = vcpus.iter().map(|fd| kernel_lapic(fd)).collect::<Result<_, _>>()?;
-        (0..).zip(&mut self.lapics).for_each(|(vcpu, state)| prelude(vcpu, state));
         Ok(())
     }
 
-    fn reset(&mut self, vm: &VmFd, vcpus: &[&VcpuFd]) -> Result<(), Errno> {
+    fn reset(&mut self, vm: &VmFd, vcpus: &[&VcpuFd], pic: bool) -> Result<(), Errno> {
         for (_, gsi, fd) in self.bound.drain(..) {
             call(self.irqs.deassign(fd.as_fd(), gsi))?;
         }
@@ -97,10 +102,20 @@ impl Chips for Kernel {
         // All entries masked: what the lines do from here on arrives nowhere.
         vm.set_irqchip(&self.ioapic).map_err(errno)?;
         call(self.irqs.set_routes(&kernel_routes()))?;
-        (0..IOAPIC_PINS as u32).try_for_each(|gsi| call(self.irqs.line(gsi, false)).map(drop))?;
+        let lines = (0..IOAPIC_PINS as u32).chain(EXTERNAL..EXTERNAL + 16);
+        lines.into_iter().try_for_each(|gsi| call(self.irqs.line(gsi, false)).map(drop))?;
+        // Twice: while one is set, the other may still ask.
+        for chip in self.pics.iter().rev().chain(&self.pics) {
+            vm.set_irqchip(chip).map_err(errno)?;
+        }
         self.lower_resampled(vm)?;
         vm.set_irqchip(&self.ioapic).map_err(errno)?;
-        vcpus.iter().zip(&self.lapics).try_for_each(|(fd, state)| set_kernel_lapic(fd, state))
+        for ((vcpu, fd), state) in (0..).zip(vcpus).zip(&self.lapics) {
+            let mut state = *state;
+            prelude(vcpu, &mut state, pic);
+            set_kernel_lapic(fd, &state)?;
+        }
+        Ok(())
     }
 
     fn message(&mut self, message: &MsiMessage) -> Outcome {
@@ -145,6 +160,26 @@ impl Chips for Kernel {
 
     fn lapic(&mut self, _: u32, fd: &VcpuFd) -> Result<KvmLapicState, Errno> {
         kernel_lapic(fd)
+    }
+
+    fn pics(&mut self, vm: &VmFd) -> Result<Pics, Errno> {
+        let pic = |chip_id| -> Result<KvmPicState, Errno> {
+            // SAFETY: the kernel wrote the state of an 8259, as `chip_id` asked, and any bytes are a valid one.
+            let state = unsafe { get(vm, chip_id)?.chip.pic };
+            Ok(KvmPicState {
+                last_irr: state.last_irr,
+                irr: state.irr,
+                imr: state.imr,
+                isr: state.isr,
+                priority_add: state.priority_add,
+                irq_base: state.irq_base,
+                special_mask: state.special_mask,
+                auto_eoi: state.auto_eoi,
+                elcr: state.elcr,
+                ..KvmPicState::default()
+            })
+        };
+        Ok([pic(KVM_IRQCHIP_PIC_MASTER)?, pic(KVM_IRQCHIP_PIC_SLAVE)?])
     }
 
     fn ioapic(&mut self, vm: &VmFd) -> Result<KvmIoapicState, Errno> {

@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use doorbell::chips::x86::PcPins;
 use doorbell::chips::x86::ioapic::{IoApic, IoApicOptions, Version};
 use doorbell::chips::x86::lapic::{ApicOptions, ApicSet};
+use doorbell::chips::x86::pic::{Pic, PicOptions};
 use doorbell::kvm::{Entry, UserCpu};
 use doorbell::kvm_abi::types::regs;
-use doorbell::kvm_abi::{Errno, KvmIoapicState, KvmLapicState};
+use doorbell::kvm_abi::{Errno, KvmIoapicState, KvmLapicState, KvmPicState};
 use doorbell::manager::{IrqManager, Irqfd, SoftOptions};
 use doorbell::{MsiMessage, MsiTarget, PinInput, VcpuId};
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::{Chips, Outcome, call, prelude, routes, state_of, status};
+use super::{Chips, Outcome, Pics, call, prelude, routes, state_of, status};
 use crate::check::kvm::cripple::Fault;
 use crate::check::kvm::guest::code::LAPIC;
 use crate::check::kvm::guest::machine::VCPUS;
@@ -21,6 +23,7 @@ use crate::check::kvm::guest::machine::VCPUS;
 /// doorbell's chips.
 pub struct Soft {
     ioapic: Arc<IoApic>,
+    pic: Arc<Pic>,
     irqs: IrqManager,
     cpus: Vec<UserCpu>,
     bound: BTreeMap<(usize, u32), Irqfd>,
@@ -32,22 +35,26 @@ impl Soft {
     ///
     /// # Errors
     /// Where the operating system has no more descriptors.
-    pub fn new(fault: Option<Fault>) -> Result<Self, Errno> {
+    pub fn new(fault: Option<Fault>, hears_pic: bool) -> Result<Self, Errno> {
         let apics = ApicSet::new(VCPUS, Arc::new(()), ApicOptions::default());
         let options = IoApicOptions { version: Version::V11, ..IoApicOptions::default() };
         let ioapic = Arc::new(IoApic::new(Arc::clone(&apics) as Arc<dyn MsiTarget>, options));
         let msi = Arc::clone(&apics) as Arc<dyn MsiTarget>;
-        let irqs = call(IrqManager::soft(SoftOptions::new(msi, Arc::clone(&ioapic) as Arc<dyn PinInput>)))?;
-        call(irqs.set_routes(&routes()))?;
+        let wire = Arc::clone(&apics);
+        let intr = move |level| (0..VCPUS).for_each(|vcpu| wire.set_pic_output(VcpuId(vcpu), level));
+        let pic = Arc::new(Pic::new(intr, PicOptions::default()));
+        let pins = PcPins { pic: Arc::clone(&pic), ioapic: Arc::clone(&ioapic) };
+        let irqs = call(IrqManager::soft(SoftOptions::new(msi, Arc::new(pins) as Arc<dyn PinInput>)))?;
+        call(irqs.set_routes(&routes(true)))?;
         let mut cpus = Vec::new();
         for vcpu in 0..VCPUS {
             let mut apic = apics.local(VcpuId(vcpu)).ok_or(Errno::INVAL)?;
             let mut state = KvmLapicState { regs: apic.page() };
-            prelude(vcpu, &mut state);
+            prelude(vcpu, &mut state, hears_pic);
             call(apic.set_page(&state.regs))?;
-            cpus.push(UserCpu::new(apic, Arc::clone(&ioapic), irqs.clone()));
+            cpus.push(UserCpu::new(apic, Arc::clone(&ioapic), irqs.clone()).with_pic(Arc::clone(&pic)));
         }
-        Ok(Self { ioapic, irqs, cpus, bound: BTreeMap::new(), fault })
+        Ok(Self { ioapic, pic, irqs, cpus, bound: BTreeMap::new(), fault })
     }
 
     fn cpu(&mut self, vcpu: u32) -> &mut UserCpu {
@@ -72,6 +79,7 @@ impl Soft {
         let to_itself = |data: &[u8]| matches!(data, [_, _, high, _] if high >> 2 & 3 == 1);
         match self.fault {
             Some(Fault::TaskPriority) => Ok(register == regs::TPR),
+            Some(Fault::Timer) => Ok(register == regs::TIMER_INITIAL),
             Some(Fault::SelfIpi) => Ok(register == regs::ICR_LOW && to_itself(data)),
             Some(Fault::EndBroadcast) if register == regs::EOI => {
                 self.forget_service(vcpu, false)?;
@@ -95,8 +103,8 @@ impl Chips for Soft {
         Ok(())
     }
 
-    fn reset(&mut self, _: &VmFd, _: &[&VcpuFd]) -> Result<(), Errno> {
-        *self = Self::new(self.fault)?;
+    fn reset(&mut self, _: &VmFd, _: &[&VcpuFd], pic: bool) -> Result<(), Errno> {
+        *self = Self::new(self.fault, pic)?;
         Ok(())
     }
 
@@ -147,6 +155,19 @@ impl Chips for Soft {
         Ok(())
     }
 
+    fn port_read(&mut self, vcpu: u32, port: u16, data: &mut [u8]) {
+        if !self.cpu(vcpu).port_read(port, data) {
+            data.fill(0xff);
+        }
+    }
+
+    fn port_write(&mut self, vcpu: u32, port: u16, data: &[u8]) {
+        let is_end = matches!((port, data), (0x20 | 0xa0, [byte]) if byte >> 5 & 1 == 1 && byte & 0x18 == 0);
+        if !(is_end && self.fault == Some(Fault::PicEnd)) {
+            self.cpu(vcpu).port_write(port, data);
+        }
+    }
+
     fn ended(&mut self, _: u8) {}
 
     fn halt(&mut self, vcpu: u32) {
@@ -155,6 +176,24 @@ impl Chips for Soft {
 
     fn lapic(&mut self, vcpu: u32, _: &VcpuFd) -> Result<KvmLapicState, Errno> {
         Ok(KvmLapicState { regs: self.cpu(vcpu).apic().page() })
+    }
+
+    fn pics(&mut self, _: &VmFd) -> Result<Pics, Errno> {
+        Ok([0, 1].map(|chip| {
+            let state = self.pic.state(chip);
+            KvmPicState {
+                last_irr: state.last_irr,
+                irr: state.irr,
+                imr: state.imr,
+                isr: state.isr,
+                priority_add: state.priority_add,
+                irq_base: state.irq_base,
+                special_mask: state.special_mask.into(),
+                auto_eoi: state.auto_eoi.into(),
+                elcr: state.elcr,
+                ..KvmPicState::default()
+            }
+        }))
     }
 
     fn ioapic(&mut self, _: &VmFd) -> Result<KvmIoapicState, Errno> {

@@ -33,7 +33,7 @@ fn make(vm: &Arc<Vm>) -> Result<(SplitChip, IrqManager), Errno> {
     let ioapic = IoApicOptions { version: Version::V11, ..IoApicOptions::default() };
     let chip = call(SplitChip::new(Arc::clone(vm), ioapic, KvmOptions::default().promotion(Promotion::Manual)))?;
     let irqs = chip.irqs().manager();
-    call(irqs.set_routes(&routes()))?;
+    call(irqs.set_routes(&routes(false)))?;
     Ok((chip, irqs))
 }
 
@@ -70,11 +70,11 @@ impl Chips for Split {
 
     fn adopt(&mut self, vcpus: &[&VcpuFd]) -> Result<(), Errno> {
         self.lapics = vcpus.iter().map(|fd| kernel_lapic(fd)).collect::<Result<_, _>>()?;
-        (0..).zip(&mut self.lapics).for_each(|(vcpu, state)| prelude(vcpu, state));
+        (0..).zip(&mut self.lapics).for_each(|(vcpu, state)| prelude(vcpu, state, false));
         Ok(())
     }
 
-    fn reset(&mut self, _: &VmFd, vcpus: &[&VcpuFd]) -> Result<(), Errno> {
+    fn reset(&mut self, _: &VmFd, vcpus: &[&VcpuFd], _: bool) -> Result<(), Errno> {
         self.bound.clear();
         (self.chip, self.irqs) = make(&self.vm)?;
         vcpus.iter().zip(&self.lapics).try_for_each(|(fd, state)| set_kernel_lapic(fd, state))
