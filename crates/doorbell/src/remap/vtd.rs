@@ -62,7 +62,7 @@ use super::cache::RemapCache;
 use crate::{
     Delivery, Error, MsiMessage, MsiTarget, Target,
     guest_ram::GuestRam,
-    sync::{AtomicU32, AtomicU64, Mutex},
+    sync::{AtomicU32, AtomicU64, Mutex, Ordering},
 };
 
 /// How to build a [`VtdUnit`].
@@ -118,6 +118,20 @@ impl VtdUnit {
             faults: Mutex::new(faults),
         };
         Self { tables, cache, registers: Mutex::new(Registers::new()) }
+    }
+
+    /// Back to the state after reset: messages pass again. When it returns, none is remapped any more.
+    pub fn reset(&self) {
+        let registers = &mut *self.registers.lock();
+        *registers = Registers::new();
+        // Relaxed and Release: as in `command`.
+        self.tables.table.store(0, Ordering::Relaxed);
+        self.tables.mode.store(unit::mode(registers.status), Ordering::Release);
+        {
+            let faults = &mut *self.tables.faults.lock();
+            *faults = Faults::new(faults.records.len());
+        }
+        self.cache.invalidate(&self.tables, queue::EVERYTHING);
     }
 
     /// How it was built.

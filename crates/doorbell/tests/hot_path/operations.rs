@@ -12,8 +12,10 @@ use doorbell::{
         lapic::{ApicOptions, ApicSet, LocalApic},
     },
     gate::Gate,
+    guest_ram::{GuestRamExt, RamBlock},
     inflight::BiasPermit,
     pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool, msix::registers::MessageControl},
+    remap::vtd::{VtdOptions, VtdUnit, registers},
     route::{IrqTrigger, NoPins, Route, RouteEntry, RoutePolicy, RouteTable, SharedTrigger},
 };
 
@@ -66,6 +68,7 @@ pub fn operations() -> Vec<Operation> {
         ("an event behind a mask", masked()),
         ("an event that wakes a sleeping vCPU", kicking()),
         ("a message that is not resolved in advance", direct()),
+        ("a message through VT-d, taken", remapped()),
         ("an MSI-X event, taken", msix()),
         ("an MSI-X event behind the mask bit", msix_masked()),
         ("an edge pulse of an IOAPIC pin, taken", edge()),
@@ -124,6 +127,23 @@ fn direct() -> Box<dyn FnMut()> {
     let Machine { apics, mut cpu, .. } = machine(None);
     Box::new(move || {
         apics.send(&message()).unwrap();
+        take(&mut cpu);
+    })
+}
+
+fn remapped() -> Box<dyn FnMut()> {
+    let Machine { apics, mut cpu, .. } = machine(None);
+    let ram = Arc::new(RamBlock::new(0, 0x2000));
+    // Entry 5 of a table at 0x1000.
+    ram.write_le(0x1050, 1 | u64::from(VECTOR) << 16).unwrap();
+    let unit = VtdUnit::new(VtdOptions::default(), apics, ram);
+    unit.write(registers::TABLE_ADDRESS, 8, 0x1007);
+    for command in [1 << 24, 1 << 25] {
+        unit.write(registers::GLOBAL_COMMAND, 4, command);
+    }
+    let target = unit.prepare(&MsiMessage::new(0xfee0_0010 | 5 << 5, 0)).unwrap();
+    Box::new(move || {
+        unit.fire(target);
         take(&mut cpu);
     })
 }

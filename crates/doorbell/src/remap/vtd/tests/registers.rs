@@ -247,6 +247,24 @@ fn a_faulted_unit_is_restored_with_its_faults_and_its_event() {
 }
 
 #[test]
+fn a_reset_forgets_everything_and_lets_messages_pass() {
+    let options = VtdOptions { fault_records: 2, ..VtdOptions::default() };
+    let rig = Rig::remapping();
+    rig.set_entry(5, entry(0x41, 0));
+    let target = rig.unit.prepare(&MsiMessage::new(handle(5), 0x61)).unwrap();
+    rig.unit.fire(target);
+    with_event(&rig, r::FAULT_EVENT, true);
+    with_event(&rig, r::COMPLETION_EVENT, false);
+    blocked(&rig, 1);
+    rig.submit(&[[5 | 1 << 4, 0], [0, 0]]);
+    rig.sink.take();
+    rig.unit.reset();
+    assert_eq!(rig.unit.save(), Rig::new(options).unit.save());
+    rig.unit.fire(target);
+    assert_eq!(rig.sink.take(), [(handle(5), 0x61)]);
+}
+
+#[test]
 fn what_was_cached_before_a_restore_is_forgotten() {
     let rig = Rig::remapping();
     let off = Rig::new(VtdOptions { fault_records: 2, ..VtdOptions::default() }).unit.save();
