@@ -1,6 +1,7 @@
 //! `doorbell check qemu`, from outside: that it passes, that it finds what is wrong, and how it ends.
 
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -88,7 +89,7 @@ fn a_lost_event_of_a_masked_vector_is_found() {
 
 #[test]
 fn a_wrong_specific_eoi_is_found() {
-    finds("specific-eoi", "60", 4);
+    finds("specific-eoi", "90", 4);
 }
 
 #[test]
@@ -143,4 +144,71 @@ fn the_differences_on_purpose_can_be_listed_without_qemu() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().any(|line| line.starts_with("edge-raised-again ")), "{text}");
+}
+
+/// The only child of a process, when it has one.
+fn child_of(id: u32) -> u32 {
+    let begun = Instant::now();
+    loop {
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        if let Some(child) = children.split_whitespace().next() {
+            return child.parse().unwrap();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "no child");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until a process is gone (or waits to be reaped).
+fn is_gone(id: u32) -> bool {
+    let begun = Instant::now();
+    loop {
+        let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let running = state.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"));
+        if !running || begun.elapsed() > Duration::from_secs(20) {
+            return !running;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_installed() -> bool {
+    let there = report(&["--programs", "1"], 0).is_some();
+    if !there {
+        println!("SKIPPED: there is no QEMU");
+    }
+    there
+}
+
+#[test]
+fn an_interrupt_ends_it_with_what_it_has_and_no_qemu_is_left() {
+    if !is_installed() {
+        return;
+    }
+    let mut check = command(&["--programs", "100000"]).stdout(Stdio::piped()).spawn().unwrap();
+    let qemu = child_of(check.id());
+    std::thread::sleep(Duration::from_millis(300));
+    let kill = |signal: &str, id: u32| Command::new("kill").args([signal, &id.to_string()]).status().unwrap();
+    assert!(kill("-INT", check.id()).success());
+    let mut text = String::new();
+    std::io::Read::read_to_string(check.stdout.as_mut().unwrap(), &mut text).unwrap();
+    assert_eq!(check.wait().unwrap().code(), Some(0), "{text}");
+    assert!(text.contains("interrupted: ") && text.ends_with(" passed, 0 failed\n"), "{text}");
+    assert!(is_gone(qemu));
+}
+
+#[test]
+fn killed_it_takes_qemu_with_it() {
+    if !is_installed() {
+        return;
+    }
+    let mut check = command(&["--programs", "100000"]).stdout(Stdio::null()).spawn().unwrap();
+    let qemu = child_of(check.id());
+    std::thread::sleep(Duration::from_millis(100));
+    check.kill().unwrap();
+    check.wait().unwrap();
+    assert!(is_gone(qemu));
+    let folder = std::env::temp_dir().join(format!("doorbell-qemu-{}-0", check.id()));
+    // Nobody was left to remove its sockets.
+    let _ = std::fs::remove_dir_all(folder);
 }

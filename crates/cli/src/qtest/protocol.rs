@@ -12,8 +12,8 @@ use super::machine::{Chip, Machine};
 pub const MOST_BYTES: usize = 1 << 20;
 /// The longest line: a `write` of [`MOST_BYTES`] in hexadecimal, with room for its other words.
 pub const LONGEST_LINE: usize = 2 * MOST_BYTES + 256;
-/// What a `memset` may cover: all RAM that a machine can have.
-const MOST_SET: u64 = 2 << 30;
+/// What one `memset` may cover.
+const MOST_SET: u64 = 64 << 20;
 
 /// What a command answers after `OK`, or why it failed.
 type Answer = Result<String, String>;
