@@ -44,15 +44,14 @@ clears its interrupt flag, and halts. It runs on the kernel's chips, and either 
 KVM_INTERRUPT, or, once in four times, on a split chip.
 
 After every step its answer, the vectors that the vCPU took and ended, in order, IRR, ISR, TMR and the other registers of \
-each local APIC, the IOAPIC's entries and latches, and which eventfds are signalled must be the same; without a guest, at \
-the end the counters of all eventfds, too. The first difference is shrunk to the shortest program that shows it.
+each local APIC, the IOAPIC's entries and latches, and which eventfds are signalled must be the same; without a guest, \
+the 8259 pair and at the end the counters of all eventfds, too. The first difference is shrunk to the shortest program that shows it.
 
 A host that emulates guest code may end an interrupt in the step in which a vCPU takes it. This is found out first. There \
 the check moves the highest request into service, and enters the guest's handler, as a CPU does; the rest is the kernel's.
 
 Not compared or not called, because the kernel has no answer that two machines share, or because it comes with a later \
 piece of doorbell:
-  the 8259 pair      only with a guest; without, its pins may be routed, but nothing signals those GSIs
   the clock's pin    GSI and pin 8 are left alone: KVM keeps an account of the clock's ticks
   EOI suppression    SVR bit 12 is not set: a full chip does not offer it, yet KVM half obeys it
   EOI after a store  the local APIC is written back before an EOI, after which KVM knows the IOAPIC's entries again

@@ -46,6 +46,8 @@ pub enum Call {
     SetEntry { vm: usize, pin: usize, entry: u64 },
     /// The same with the latches of the pins.
     SetLatches { vm: usize, irr: u32 },
+    /// The same with one byte of an 8259's state.
+    SetPic { vm: usize, chip: u32, at: usize, value: u8 },
     /// `KVM_GET_LAPIC`, one register changed, `KVM_SET_LAPIC`.
     SetRegister { vm: usize, vcpu: u32, offset: usize, value: u32 },
     /// The vCPU takes its highest interrupt.
@@ -60,6 +62,10 @@ pub enum Call {
     StoreEntry { vm: usize, vcpu: u32, index: u32, value: u32 },
     /// The guest reads it.
     LoadEntry { vm: usize, vcpu: u32, index: u32 },
+    /// The guest writes a port of the 8259 pair.
+    StorePort { vm: usize, vcpu: u32, port: u16, value: u8 },
+    /// The guest reads one.
+    LoadPort { vm: usize, vcpu: u32, port: u16 },
 }
 
 impl Call {
@@ -77,6 +83,7 @@ impl Call {
             Self::Read { .. } => "eventfd read",
             Self::Renumber { .. } => "eventfd dup, close",
             Self::SetEntry { .. } | Self::SetLatches { .. } => "KVM_SET_IRQCHIP",
+            Self::SetPic { .. } => "KVM_SET_IRQCHIP, 8259",
             Self::SetRegister { .. } => "KVM_SET_LAPIC",
             Self::Acknowledge { .. } => "acknowledge",
             Self::End { .. } => "guest EOI",
@@ -84,13 +91,15 @@ impl Call {
             Self::LoadLapic { .. } => "guest load, LAPIC",
             Self::StoreEntry { .. } => "guest store, IOAPIC",
             Self::LoadEntry { .. } => "guest load, IOAPIC",
+            Self::StorePort { .. } => "guest store, 8259",
+            Self::LoadPort { .. } => "guest load, 8259",
         }
     }
 
     /// Whether its effects may come later than its return.
     pub fn is_deferred(&self) -> bool {
         matches!(self, Self::Write { .. } | Self::Irqfd { .. } | Self::Renumber { .. } | Self::End { .. })
-            || matches!(self, Self::StoreEntry { .. })
+            || matches!(self, Self::StoreEntry { .. } | Self::StorePort { .. } | Self::LoadPort { .. })
     }
 
     /// Simpler calls of the same kind, to try when a failing program is shrunk.
@@ -178,6 +187,9 @@ impl fmt::Display for Call {
             Self::Renumber { event } => write!(f, "dup {} and close the original", Fd::Event(*event)),
             Self::SetEntry { vm, pin, entry } => write!(f, "vm{vm} {}: entry {pin} = {entry:#x}", self.name()),
             Self::SetLatches { vm, irr } => write!(f, "vm{vm} {}: irr = {irr:#x}", self.name()),
+            Self::SetPic { vm, chip, at, value } => {
+                write!(f, "vm{vm} {} {chip}: {} = {value:#x}", self.name(), pic_byte_name(*at))
+            }
             Self::SetRegister { vm, vcpu, offset, value } => {
                 write!(f, "vm{vm} vcpu{vcpu} {}: {} = {value:#x}", self.name(), register_name(*offset))
             }
@@ -194,6 +206,10 @@ impl fmt::Display for Call {
             Self::LoadEntry { vm, vcpu, index } => {
                 write!(f, "vm{vm} vcpu{vcpu} {}: register {index:#x}", self.name())
             }
+            Self::StorePort { vm, vcpu, port, value } => {
+                write!(f, "vm{vm} vcpu{vcpu} {}: port {port:#x} = {value:#x}", self.name())
+            }
+            Self::LoadPort { vm, vcpu, port } => write!(f, "vm{vm} vcpu{vcpu} {}: port {port:#x}", self.name()),
         }
     }
 }
@@ -210,6 +226,29 @@ impl fmt::Display for Entry<'_> {
         }
         if *flags == 0 { Ok(()) } else { write!(f, ", flags {flags:#x}") }
     }
+}
+
+/// The name of a byte of an 8259's state, as `struct kvm_pic_state` has it.
+pub fn pic_byte_name(at: usize) -> &'static str {
+    const NAMES: [&str; 16] = [
+        "last_irr",
+        "irr",
+        "imr",
+        "isr",
+        "priority_add",
+        "irq_base",
+        "read_reg_select",
+        "poll",
+        "special_mask",
+        "init_state",
+        "auto_eoi",
+        "rotate_on_auto_eoi",
+        "special_fully_nested_mode",
+        "init4",
+        "elcr",
+        "elcr_mask",
+    ];
+    NAMES[at]
 }
 
 /// The name of a register of the local APIC.

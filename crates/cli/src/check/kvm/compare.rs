@@ -6,7 +6,7 @@ use doorbell::kvm_abi::types::regs;
 use doorbell::kvm_abi::{Errno, KvmLapicState};
 
 use super::super::shrink::Subject;
-use super::call::{Call, Fd, register_name};
+use super::call::{Call, Fd, pic_byte_name, register_name};
 use super::coverage::Coverage;
 use super::side::{Outcome, Side, State, VmState};
 
@@ -161,6 +161,11 @@ pub fn differences_of_vm(vm: usize, kernel: &VmState, doorbell: &VmState, items:
     compare(format!("vm{vm} IOAPIC base"), k.base_address, d.base_address);
     for pin in 0..k.redirtbl.len() {
         compare(format!("vm{vm} IOAPIC entry {pin}"), k.redirtbl[pin], d.redirtbl[pin]);
+    }
+    for (chip, (kernel, doorbell)) in kernel.pics.iter().zip(&doorbell.pics).enumerate() {
+        for (at, (kernel, doorbell)) in kernel.to_bytes().into_iter().zip(doorbell.to_bytes()).enumerate() {
+            compare(format!("vm{vm} 8259 {chip} {}", pic_byte_name(at)), kernel.into(), doorbell.into());
+        }
     }
     for (vcpu, (kernel, doorbell)) in kernel.lapics.iter().zip(&doorbell.lapics).enumerate() {
         if kernel == doorbell {

@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use doorbell::chips::x86::pic;
 use doorbell::kvm_abi::types::{
     self, IRQFD_DEASSIGN, IRQFD_RESAMPLE, MSI_VALID_DEVID, ROUTING_IRQCHIP, ROUTING_MSI, regs,
 };
-use doorbell::kvm_abi::{Errno, KvmIrqRoutingEntry, KvmMsi};
+use doorbell::kvm_abi::{Errno, KvmIrqRoutingEntry, KvmMsi, KvmPicState};
 
 use super::call::{Call, EVENTS, Fd, SOURCES, VCPUS};
 use super::compare;
+use super::program::{CLOCK, LEGACY_GSIS};
 use super::side::{Outcome, State, VmState};
 
 /// The rows that programs can reach, with what reaching them means.
-pub const ROWS: [(&str, &str); 68] = [
+pub const ROWS: [(&str, &str); 71] = [
     ("F1", "irqfd with an unknown flag"),
     ("F4", "irqfd with a descriptor that is closed or no eventfd"),
     ("F5", "an eventfd that is bound already, here or in the other VM"),
@@ -68,13 +70,16 @@ pub const ROWS: [(&str, &str); 68] = [
     ("L6", "a request that has to wait for its priority"),
     ("L7", "an interrupt acknowledged"),
     ("L8", "an interrupt ended"),
-    ("P3", "an edge pin of the 8259 pair raised"),
-    ("P4", "twice"),
+    ("P2", "the guest asks for a level pin of the 8259 that it cannot have"),
+    ("P3", "an edge pin of the 8259 pair raised, or latched when its line falls"),
+    ("P4", "a second edge there"),
     ("P5", "a masked pin of the pair raised"),
-    ("P7", "an interrupt of the slave taken"),
-    ("P9", "an interrupt of the pair taken"),
+    ("P6", "a level pin lowered there"),
+    ("P7", "the slave asks through the master"),
+    ("P8", "a poll with nothing to take"),
+    ("P9", "an interrupt of the pair taken, by the CPU or a poll"),
     ("P10", "ICW1"),
-    ("P11", "an end of the pair's interrupt, by command or automatic"),
+    ("P11", "an end of the pair's interrupt, or another order of priorities"),
     ("CR8", "a priority raised by CR8 holds an interrupt back"),
     ("NMI", "an NMI taken"),
     ("IPI", "an interrupt that the guest sent, taken"),
@@ -87,6 +92,7 @@ pub const ROWS: [(&str, &str); 68] = [
 enum Leads {
     Message,
     Pin(usize),
+    Legacy(usize),
 }
 
 #[derive(Clone, Copy)]
@@ -117,7 +123,11 @@ impl Coverage {
         self.unbound.clear();
         self.rerouted = false;
         let pins = (0..24).map(|gsi| (gsi, vec![Leads::Pin(gsi as usize)]));
-        let table: BTreeMap<_, _> = pins.chain((24..32).map(|gsi| (gsi, vec![Leads::Message]))).collect();
+        let mut table: BTreeMap<_, _> = pins.chain((24..32).map(|gsi| (gsi, vec![Leads::Message]))).collect();
+        for gsi in (0..16).filter(|gsi| *gsi != CLOCK) {
+            table.entry(gsi).or_default().push(Leads::Legacy(gsi as usize));
+        }
+        table.extend(LEGACY_GSIS.map(|gsi| (gsi, vec![Leads::Legacy((gsi - LEGACY_GSIS.start) as usize)])));
         self.routes = [table.clone(), table];
     }
 
@@ -134,7 +144,7 @@ impl Coverage {
         let class = match (call, answer) {
             (_, Err(errno)) => compare::errno_name(errno),
             (Call::Acknowledge { .. } | Call::Read { .. }, Ok(value)) if value >= 0 => "a value".into(),
-            (Call::LoadLapic { .. } | Call::LoadEntry { .. }, Ok(_)) => "a value".into(),
+            (Call::LoadLapic { .. } | Call::LoadEntry { .. } | Call::LoadPort { .. }, Ok(_)) => "a value".into(),
             (_, Ok(value)) => value.to_string(),
         };
         *self.answers.entry((call.name(), class)).or_default() += 1;
@@ -183,6 +193,16 @@ impl Coverage {
                     let [old, new] = [before, after].map(|state| state.vms[*vm].ioapic.redirtbl[pin] >> 14 & 1);
                     self.reach("A11", (old, new) == (1, 0));
                 }
+            }
+            Call::StorePort { vm, port, value, .. } => {
+                self.reach("R2", after.readable & !before.readable != 0);
+                self.legacy_store(*port, *value, &before.vms[*vm].pics, &after.vms[*vm].pics);
+            }
+            Call::LoadPort { vm, port, .. } => {
+                self.reach("R2", after.readable & !before.readable != 0);
+                let polls = before.vms[*vm].pics[usize::from(port >> 7 & 1)].poll != 0 && *port < pic::MASTER_ELCR;
+                self.reach("P8", polls && answer == Ok(7));
+                self.reach("P9", polls && answer.is_ok_and(|value| value >> 7 & 1 == 1));
             }
             _ => {}
         }
@@ -235,6 +255,7 @@ impl Coverage {
     fn table(&mut self, vm: usize, nr: u32, flags: u32, entries: &[KvmIrqRoutingEntry], answer: Outcome) {
         let leads = |entry: &KvmIrqRoutingEntry| match entry.kind {
             ROUTING_IRQCHIP if entry.payload[0] == types::CHIP_IOAPIC => Some(Leads::Pin(entry.payload[1] as usize)),
+            ROUTING_IRQCHIP => Some(Leads::Legacy((8 * entry.payload[0] + entry.payload[1]) as usize)),
             ROUTING_MSI => Some(Leads::Message),
             _ => None,
         };
@@ -271,8 +292,13 @@ impl Coverage {
     }
 
     fn line(&mut self, vm: usize, gsi: u32, level: bool, answer: Outcome, before: &State, after: &State) {
-        let Some([Leads::Pin(pin)]) = self.routes[vm].get(&gsi).map(Vec::as_slice) else { return };
-        let pin = *pin;
+        let pin = match self.routes[vm].get(&gsi).map(Vec::as_slice) {
+            Some([Leads::Pin(pin)]) => *pin,
+            Some(&[Leads::Legacy(pin)]) => {
+                return self.legacy_line(pin, level, answer, &before.vms[vm], &after.vms[vm]);
+            }
+            _ => return,
+        };
         let VmState { ioapic, .. } = &before.vms[vm];
         let entry = ioapic.redirtbl[pin];
         let (level_pin, masked) = (entry >> 15 & 1 == 1, entry >> 16 & 1 == 1);
@@ -282,6 +308,29 @@ impl Coverage {
         self.reach("A7", level && !level_pin && answer == Ok(0));
         let held = self.bindings.values().any(|bound| bound.vm == vm && bound.gsi == gsi && bound.resample);
         self.reach("A14", !level && held && after.vms[vm].ioapic.irr >> pin & 1 == 1);
+    }
+
+    fn legacy_line(&mut self, pin: usize, level: bool, answer: Outcome, before: &VmState, after: &VmState) {
+        let (chip, bit) = (pin / 8, 1 << (pin % 8));
+        let (before, after_of_chip) = (before.pics[chip], after.pics[chip]);
+        let edge = before.elcr & bit == 0;
+        self.reach("P3", edge && !level && before.last_irr & bit != 0 && after_of_chip.irr & bit != 0);
+        self.reach("P4", edge && level && answer == Ok(0));
+        self.reach("P5", level && answer == Ok(-1) && before.irr & bit == 0 && after_of_chip.irr & bit != 0);
+        self.reach("P6", !edge && !level && before.irr & bit != 0 && after_of_chip.irr & bit == 0);
+        self.reach("P7", chip == 1 && level && answer == Ok(1) && after.pics[0].irr & 1 << 2 != 0);
+    }
+
+    fn legacy_store(&mut self, port: u16, value: u8, before: &[KvmPicState; 2], after: &[KvmPicState; 2]) {
+        let chip = usize::from(matches!(port, pic::SLAVE_COMMAND | pic::SLAVE_DATA | pic::SLAVE_ELCR));
+        let (before, after) = (before[chip], after[chip]);
+        match port {
+            pic::MASTER_ELCR | pic::SLAVE_ELCR => self.reach("P2", value & !after.elcr != 0),
+            pic::MASTER_COMMAND | pic::SLAVE_COMMAND if value & 0x10 != 0 => {
+                self.reach("P10", before.irr != 0 && before.isr != 0);
+            }
+            _ => self.reach("P11", before.priority_add != after.priority_add),
+        }
     }
 
     fn message(&mut self, message: &KvmMsi, answer: Outcome) {
@@ -313,9 +362,16 @@ impl Coverage {
         let leads = self.routes[bound.vm].get(&bound.gsi).cloned().unwrap_or_default();
         self.reach("F7", leads.is_empty());
         for leads in leads {
-            let Leads::Pin(pin) = leads else {
-                self.reach("F14", true);
-                continue;
+            let pin = match leads {
+                Leads::Pin(pin) => pin,
+                Leads::Legacy(_) => {
+                    self.reach("F15", true);
+                    continue;
+                }
+                Leads::Message => {
+                    self.reach("F14", true);
+                    continue;
+                }
             };
             let entry = before.vms[bound.vm].ioapic.redirtbl[pin];
             self.reach("F15", true);

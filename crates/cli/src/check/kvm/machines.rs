@@ -4,13 +4,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use doorbell::kvm::abi::{KernelVm, Kvm};
-use doorbell::kvm_abi::types::{CHIP_IOAPIC, IOAPIC_PINS, IRQFD_DEASSIGN, IRQFD_RESAMPLE, regs};
+use doorbell::kvm_abi::types::{
+    CHIP_IOAPIC, CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IOAPIC_PINS, IRQFD_DEASSIGN, IRQFD_RESAMPLE, PIC_PINS, regs,
+};
 use doorbell::kvm_abi::{
-    Errno, GuestCalls, KvmCalls, KvmIrqLevel, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd, KvmLapicState,
+    Errno, GuestCalls, KvmCalls, KvmIrqLevel, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd, KvmLapicState, KvmPicState,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::call::VCPUS;
+use super::program::{CLOCK, LEGACY_GSIS};
 
 /// A binding that a program made: VM, descriptor, GSI.
 pub type Binding = (usize, i32, u32);
@@ -52,6 +55,7 @@ pub fn furnish(vm: &dyn GuestCalls, number: usize) -> Result<(), Errno> {
 pub struct Kernel {
     vms: [KernelVm; 2],
     ioapics: [KvmIrqchip; 2],
+    pics: [KvmIrqchip; 2],
     lapics: [Vec<KvmLapicState>; 2],
     spare: [OwnedFd; 2],
 }
@@ -64,17 +68,19 @@ impl Kernel {
     pub fn new(kvm: &Arc<Kvm>) -> Result<Self, Errno> {
         let vms = [kvm.create_vm()?, kvm.create_vm()?];
         let mut ioapics = [KvmIrqchip::of(CHIP_IOAPIC); 2];
+        let mut pics = [CHIP_PIC_MASTER, CHIP_PIC_SLAVE].map(KvmIrqchip::of);
         let mut lapics = [Vec::new(), Vec::new()];
         for (number, vm) in vms.iter().enumerate() {
             furnish(vm, number)?;
             vm.get_irqchip(&mut ioapics[number])?;
+            pics.iter_mut().try_for_each(|pic| vm.get_irqchip(pic).map(drop))?;
             for vcpu in 0..VCPUS[number] {
                 let mut state = KvmLapicState::default();
                 vm.get_lapic(vcpu, &mut state)?;
                 lapics[number].push(state);
             }
         }
-        Ok(Self { vms, ioapics, lapics, spare: [new_event()?, new_event()?] })
+        Ok(Self { vms, ioapics, pics, lapics, spare: [new_event()?, new_event()?] })
     }
 
     fn reset_vm(&self, number: usize) -> Result<(), Errno> {
@@ -90,17 +96,10 @@ impl Kernel {
         for irq in 0..IOAPIC_PINS as u32 {
             vm.irq_line(KvmIrqLevel { irq, level: 0 })?;
         }
-        // A pin that is still latched is held by the resample source: a binding that comes and goes lowers it.
         let mut chip = KvmIrqchip::of(CHIP_IOAPIC);
         vm.get_irqchip(&mut chip)?;
-        let stuck = chip.ioapic().irr;
-        let [fd, resamplefd] = [&self.spare[0], &self.spare[1]].map(|fd| fd.as_raw_fd());
-        for gsi in (0..IOAPIC_PINS as u32).filter(|pin| stuck >> pin & 1 == 1) {
-            let flags = IRQFD_RESAMPLE;
-            let (fd, resamplefd) = (fd as u32, resamplefd as u32);
-            vm.irqfd(&KvmIrqfd { fd, gsi, flags, resamplefd, ..KvmIrqfd::default() })?;
-            deassign(vm, fd as i32, gsi)?;
-        }
+        self.release(vm, chip.ioapic().irr)?;
+        self.release_pics(vm)?;
         vm.set_irqchip(&self.ioapics[number])?;
         for (vcpu, state) in (0..).zip(&self.lapics[number]) {
             vm.set_lapic(vcpu, state)?;
@@ -108,6 +107,43 @@ impl Kernel {
         vm.set_gsi_routing(0, 0, &[])?;
         Ok(())
     }
+
+    /// Pins that are still high are held by the resample source: a binding that comes and goes lowers it.
+    fn release(&self, vm: &KernelVm, gsis: u32) -> Result<(), Errno> {
+        let [fd, resamplefd] = [&self.spare[0], &self.spare[1]].map(|fd| fd.as_raw_fd());
+        for gsi in (0..32).filter(|gsi| gsis >> gsi & 1 == 1) {
+            let flags = IRQFD_RESAMPLE;
+            let (fd, resamplefd) = (fd as u32, resamplefd as u32);
+            vm.irqfd(&KvmIrqfd { fd, gsi, flags, resamplefd, ..KvmIrqfd::default() })?;
+            deassign(vm, fd as i32, gsi)?;
+        }
+        Ok(())
+    }
+
+    fn release_pics(&self, vm: &KernelVm) -> Result<(), Errno> {
+        let pins = 2 * u32::from(PIC_PINS);
+        let table: Vec<_> = (0..pins).map(|gsi| legacy_entry(gsi, gsi)).collect();
+        vm.set_gsi_routing(pins, 0, &table)?;
+        // While all pins are level, those whose line is still high after this ask.
+        for mut chip in self.pics {
+            chip.set_pic(&KvmPicState { elcr: 0xff, ..chip.pic() });
+            vm.set_irqchip(&chip)?;
+        }
+        (0..pins).try_for_each(|irq| vm.irq_line(KvmIrqLevel { irq, level: 0 }).map(drop))?;
+        let mut stuck = 0;
+        for (at, mut chip) in self.pics.into_iter().enumerate() {
+            vm.get_irqchip(&mut chip)?;
+            stuck |= u32::from(chip.pic().irr) << (8 * at);
+        }
+        self.release(vm, stuck)?;
+        self.pics.iter().try_for_each(|chip| vm.set_irqchip(chip).map(drop))
+    }
+}
+
+/// An entry that leads to a pin of the 8259 pair, 0 to 15.
+pub fn legacy_entry(gsi: u32, pin: u32) -> KvmIrqRoutingEntry {
+    let (chip, pins) = ([CHIP_PIC_MASTER, CHIP_PIC_SLAVE], u32::from(PIC_PINS));
+    KvmIrqRoutingEntry::pin(gsi, chip[(pin / pins) as usize], pin % pins)
 }
 
 impl Machines for Kernel {
@@ -129,13 +165,16 @@ impl Machines for Kernel {
 }
 
 /// The start of every program: all local APICs enabled, vCPU n in the logical flat group n, the first 24 GSIs on their
-/// pins of the IOAPIC, the next 8 as messages to vCPU 0 and 1.
+/// pins of the IOAPIC, the first 16 of these on the 8259 pair too (but not the clock's), the next 8 as messages to vCPU 0 and
+/// 1, and [`LEGACY_GSIS`] on the 8259 pair alone.
 ///
 /// # Errors
 /// A call that failed and may not.
 pub fn prelude(machines: &dyn Machines) -> Result<(), Errno> {
     let mut table: Vec<_> = (0..IOAPIC_PINS as u32).map(|pin| KvmIrqRoutingEntry::pin(pin, CHIP_IOAPIC, pin)).collect();
     table.extend((24..32).map(|gsi| KvmIrqRoutingEntry::msi(gsi, 0xfee0_0000 | u64::from(gsi & 1) << 12, 0x30 + gsi)));
+    table.extend((0..16).filter(|gsi| *gsi != CLOCK).map(|gsi| legacy_entry(gsi, gsi)));
+    table.extend(LEGACY_GSIS.map(|gsi| legacy_entry(gsi, gsi - LEGACY_GSIS.start)));
     for (number, vcpus) in VCPUS.into_iter().enumerate() {
         let vm = machines.vm(number);
         for vcpu in 0..vcpus {

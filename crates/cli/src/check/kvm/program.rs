@@ -1,5 +1,8 @@
 //! Random programs: the same for the same seed, and biased to where things go wrong.
 
+use std::ops::Range;
+
+use doorbell::chips::x86::pic;
 use doorbell::kvm_abi::types::{
     CHIP_IOAPIC, CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IRQFD_DEASSIGN, IRQFD_RESAMPLE, MSI_VALID_DEVID, regs,
 };
@@ -7,11 +10,12 @@ use doorbell::kvm_abi::{KvmIrqRoutingEntry, KvmMsi};
 
 use super::super::random::Random;
 use super::call::{Call, EVENTS, Fd, SOURCES, VCPUS};
+use super::machines::legacy_entry;
 
-/// GSIs that lead to a pin of the 8259 may be routed, but nothing signals them: the chip is not part of this check.
-const LEGACY_GSIS: std::ops::Range<u32> = 40..48;
-/// The GSI and pin of the real-time clock, for which KVM keeps an account of its own.
-const CLOCK: u32 = 8;
+/// GSIs that lead to the pins of the 8259 pair alone, at first.
+pub const LEGACY_GSIS: Range<u32> = 40..56;
+/// The GSI and the IOAPIC's pin of the real-time clock, for which KVM keeps an account of its own.
+pub const CLOCK: u32 = 8;
 /// Numbers around the ends of the table and beyond.
 const EDGE_GSIS: [u32; 8] = [0, 23, 24, 25, 63, 4095, 4096, 100_000];
 const EDGE_VECTORS: [u8; 10] = [0, 1, 5, 15, 16, 31, 32, 0x80, 254, 255];
@@ -74,7 +78,8 @@ impl Source {
     fn gsi(&mut self) -> u32 {
         let gsi = match self.random.below(10) {
             0 => self.random.pick(&EDGE_GSIS),
-            1 | 2 => self.random.below(32) as u32,
+            1 => self.random.below(32) as u32,
+            2 => LEGACY_GSIS.start + self.random.below(16) as u32,
             _ => self.random.pick(&self.gsis.clone()),
         };
         if gsi == CLOCK { CLOCK + 1 } else { gsi }
@@ -99,7 +104,7 @@ impl Source {
     fn call(&mut self) -> Call {
         let vm = self.vm();
         let vcpu = self.vcpu(vm);
-        match self.random.below(if self.guests { 100 } else { 76 }) {
+        match self.random.below(if self.guests { 116 } else { 80 }) {
             0..14 => self.write(),
             14..20 => self.assign(vm),
             20..25 => self.assign_resample(vm),
@@ -116,14 +121,17 @@ impl Source {
             68..73 => Call::Acknowledge { vm, vcpu },
             73..75 => Call::Read { event: self.event() },
             75 => Call::Renumber { event: self.event() },
-            76..81 => Call::Acknowledge { vm, vcpu },
-            81..89 => Call::End { vm, vcpu },
-            89..92 => self.store_lapic(vm, vcpu),
-            92..93 => {
+            76..80 => self.set_pic(vm),
+            80..85 => Call::Acknowledge { vm, vcpu },
+            85..93 => Call::End { vm, vcpu },
+            93..96 => self.store_lapic(vm, vcpu),
+            96 => {
                 let offset = self.random.pick(&[regs::ID, regs::TPR, regs::PPR, regs::SVR, regs::LDR, regs::ICR_LOW]);
                 Call::LoadLapic { vm, vcpu, offset }
             }
-            93..98 => self.store_entry(vm, vcpu),
+            97..102 => self.store_entry(vm, vcpu),
+            102..110 => self.store_port(vm, vcpu),
+            110..114 => Call::LoadPort { vm, vcpu, port: self.random.pick(&pic::PORTS) },
             _ => {
                 let index = self.random.pick(&[0, 1, 2, 0x10, 0x24, 0x25, 0x3f]);
                 Call::LoadEntry { vm, vcpu, index }
@@ -172,6 +180,16 @@ impl Source {
             let identity = (0..24).map(|gsi| KvmIrqRoutingEntry::pin(gsi, CHIP_IOAPIC, gsi));
             let kept: Vec<_> = identity.filter(|_| !self.random.one_in(4)).collect();
             entries.extend(kept);
+            for gsi in (0..16).filter(|gsi| *gsi != CLOCK) {
+                if self.random.one_in(2) {
+                    entries.push(legacy_entry(gsi, gsi));
+                }
+            }
+            for gsi in LEGACY_GSIS {
+                if self.random.one_in(2) {
+                    entries.push(legacy_entry(gsi, self.random.below(16) as u32));
+                }
+            }
             for gsi in 24..32 {
                 if !self.random.one_in(3) {
                     entries.push(self.message_entry(gsi));
@@ -190,6 +208,7 @@ impl Source {
             }
             if self.random.one_in(5) {
                 let gsi = LEGACY_GSIS.start + self.random.below(8) as u32;
+                entries.retain(|entry| entry.gsi != gsi);
                 entries.push(KvmIrqRoutingEntry::pin(gsi, CHIP_PIC_MASTER, self.random.below(8) as u32));
                 entries.push(KvmIrqRoutingEntry::pin(gsi, CHIP_PIC_SLAVE, self.random.below(8) as u32));
             }
@@ -323,6 +342,44 @@ impl Source {
         Call::SetRegister { vm, vcpu, offset, value }
     }
 
+    /// One byte of an 8259's state, as the chip could have it by itself.
+    fn set_pic(&mut self, vm: usize) -> Call {
+        let chip = self.random.pick(&[CHIP_PIC_MASTER, CHIP_PIC_SLAVE]);
+        let pins = 1 << self.random.below(8) | if self.random.one_in(2) { 1 << self.random.below(8) } else { 0 };
+        let (at, value) = match self.random.below(12) {
+            0 => (0, pins),
+            1 | 2 => (1, pins),
+            3 => (2, if self.random.one_in(3) { pins } else { 0 }),
+            4 | 5 => (3, if self.random.one_in(2) { pins } else { 0 }),
+            6 => (4, self.random.below(8) as u8),
+            7 => (5, self.random.below(32) as u8 * 8),
+            8 => (9, if self.random.one_in(3) { self.random.below(4) as u8 } else { 0 }),
+            9 => (14, pins & [0xf8, 0xde][chip as usize]),
+            // The flags.
+            _ => (self.random.pick(&[6, 7, 8, 10, 11, 12, 13]), self.random.below(2) as u8),
+        };
+        Call::SetPic { vm, chip, at, value }
+    }
+
+    /// A byte to one of the 8259's ports, usually one that means something there.
+    fn store_port(&mut self, vm: usize, vcpu: u32) -> Call {
+        let slave = self.random.one_in(2);
+        let (command, data) =
+            if slave { (pic::SLAVE_COMMAND, pic::SLAVE_DATA) } else { (pic::MASTER_COMMAND, pic::MASTER_DATA) };
+        let byte = self.random.below(256) as u8;
+        let (port, value) = match self.random.below(12) {
+            // Ends, with and without rotation, then any second and third operation word.
+            0..4 => (command, 0x20 | byte & 0xc7),
+            4 => (command, byte & 0xe7),
+            5 | 6 => (command, byte & 0x67 | 0x08),
+            7 => (command, byte & 0x01 | 0x10),
+            8 => (if slave { pic::SLAVE_ELCR } else { pic::MASTER_ELCR }, byte),
+            9 => (self.random.pick(&pic::PORTS), byte),
+            _ => (data, if self.random.one_in(2) { 0 } else { byte & self.random.below(256) as u8 }),
+        };
+        Call::StorePort { vm, vcpu, port, value }
+    }
+
     fn store_lapic(&mut self, vm: usize, vcpu: u32) -> Call {
         let (offset, value) = match self.random.below(10) {
             0 => (regs::SVR, self.svr()),
@@ -365,11 +422,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_signals_a_gsi_of_the_8259_or_the_clock() {
+    fn nothing_signals_the_clock() {
         for number in 0..200 {
             for call in generate(1, number, 60, true).calls {
                 if let Call::Line { gsi, .. } | Call::Irqfd { gsi, .. } = call {
-                    assert!(!LEGACY_GSIS.contains(&gsi) && gsi != CLOCK, "{call}");
+                    assert_ne!(gsi, CLOCK, "{call}");
                 }
             }
         }

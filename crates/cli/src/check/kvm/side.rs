@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use doorbell::kvm_abi::types::{CHIP_IOAPIC, IRQFD_DEASSIGN, regs};
-use doorbell::kvm_abi::{Errno, KvmIoapicState, KvmIrqLevel, KvmIrqchip, KvmIrqfd, KvmLapicState};
+use doorbell::kvm_abi::types::{CHIP_IOAPIC, CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IRQFD_DEASSIGN, regs};
+use doorbell::kvm_abi::{Errno, KvmIoapicState, KvmIrqLevel, KvmIrqchip, KvmIrqfd, KvmLapicState, KvmPicState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::call::{Call, EVENTS, Fd, VCPUS};
@@ -29,6 +29,8 @@ pub struct State {
 /// The controllers of one VM.
 #[derive(Clone, PartialEq)]
 pub struct VmState {
+    /// The 8259 pair.
+    pub pics: [KvmPicState; 2],
     /// The IOAPIC.
     pub ioapic: KvmIoapicState,
     /// The local APICs, by vCPU.
@@ -133,6 +135,13 @@ impl Side {
             }
             Call::SetEntry { vm, pin, entry } => self.change_ioapic(*vm, |state| state.redirtbl[*pin] = *entry),
             Call::SetLatches { vm, irr } => self.change_ioapic(*vm, |state| state.irr = *irr),
+            Call::SetPic { vm, chip, at, value } => {
+                let mut state = self.pic(*vm, *chip)?.to_bytes();
+                state[*at] = *value;
+                let mut irqchip = KvmIrqchip::of(*chip);
+                irqchip.set_pic(&KvmPicState::from_bytes(state));
+                self.machines.vm(*vm).set_irqchip(&irqchip).map(number)
+            }
             Call::SetRegister { vm, vcpu, offset, value } => {
                 let mut state = self.lapic(*vm, *vcpu)?;
                 state.set_register(*offset, *value);
@@ -158,6 +167,10 @@ impl Side {
                 self.store(*vm, *vcpu, IOAPIC, *index)?;
                 self.load(*vm, *vcpu, IOAPIC_WINDOW)
             }
+            Call::StorePort { vm, vcpu, port, value } => {
+                self.machines.vm(*vm).port_store(*vcpu, *port, *value).map(|()| 0)
+            }
+            Call::LoadPort { vm, vcpu, port } => self.machines.vm(*vm).port_load(*vcpu, *port).map(i64::from),
         }
     }
 
@@ -181,6 +194,12 @@ impl Side {
         Ok(state)
     }
 
+    fn pic(&self, vm: usize, chip: u32) -> Result<KvmPicState, Errno> {
+        let mut irqchip = KvmIrqchip::of(chip);
+        self.machines.vm(vm).get_irqchip(&mut irqchip)?;
+        Ok(irqchip.pic())
+    }
+
     fn change_ioapic(&self, vm: usize, change: impl FnOnce(&mut KvmIoapicState)) -> Outcome {
         let mut chip = KvmIrqchip::of(CHIP_IOAPIC);
         self.machines.vm(vm).get_irqchip(&mut chip)?;
@@ -199,7 +218,8 @@ impl Side {
             let mut chip = KvmIrqchip::of(CHIP_IOAPIC);
             self.machines.vm(number).get_irqchip(&mut chip)?;
             let lapics = (0..VCPUS[number]).map(|vcpu| self.lapic(number, vcpu)).collect::<Result<_, _>>()?;
-            Ok(VmState { ioapic: chip.ioapic(), lapics })
+            let pics = [self.pic(number, CHIP_PIC_MASTER)?, self.pic(number, CHIP_PIC_SLAVE)?];
+            Ok(VmState { pics, ioapic: chip.ioapic(), lapics })
         };
         let mut polled: Vec<_> = self.events.iter().map(|event| PollFd::new(event, PollFlags::IN)).collect();
         poll(&mut polled, Some(&Timespec::default()))?;

@@ -26,7 +26,7 @@ fn make(fault: Option<Fault>) -> Result<[Crippled<SoftVm>; 2], Errno> {
     let vms = VCPUS.map(|vcpus| SoftVm::new(SoftVmOptions { vcpus, ..SoftVmOptions::default() }));
     vms.iter().enumerate().try_for_each(|(number, vm)| furnish(vm, number))?;
     for vm in &vms {
-        // Its default routes would lead to the 8259.
+        // As the kernel's VMs are after a reset: the prelude sets a table.
         doorbell::kvm_abi::KvmCalls::set_gsi_routing(vm, 0, 0, &[])?;
     }
     Ok(vms.map(|vm| Crippled::new(vm, fault)))
