@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use doorbell::{
     MsiTarget,
-    chips::x86::ioapic::CHIP,
+    chips::x86::{
+        ioapic::CHIP,
+        pic::{Pic, PicOptions},
+    },
     guest_ram::RamBlock,
     manager::{IrqManager, SoftOptions},
     pci::{InjectorMask, InjectorOptions, MsixTable, VectorPool},
@@ -44,6 +47,14 @@ fuzz_target!(|bytes: &[u8]| {
         Err(_) => assert_eq!(irqs.save(), before),
     }
     if let Some(x86) = &snapshot.x86 {
+        if let Some(state) = &x86.pic {
+            let pic = Pic::new((), PicOptions::default());
+            let before = pic.save();
+            match pic.restore(state) {
+                Ok(()) => assert_eq!(pic.save(), *state),
+                Err(_) => assert_eq!(pic.save(), before),
+            }
+        }
         let vtd = doorbell_fuzz::vtd(2, machine.apics.clone()).0;
         for state in &x86.vtd {
             let before = vtd.save();

@@ -8,7 +8,7 @@
 //! the chips, then the devices (which borrow their GSIs anew), then the vCPUs run.
 
 #[cfg(feature = "x86")]
-use crate::chips::x86::{ioapic::IoApicSnapshot, lapic::LocalApicState};
+use crate::chips::x86::{ioapic::IoApicSnapshot, lapic::LocalApicState, pic::PicSnapshot};
 #[cfg(feature = "x86")]
 use crate::remap::{amd::AmdUnitState, vtd::VtdState};
 use crate::{
@@ -36,6 +36,8 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct X86State {
+    /// The 8259 pair, where the machine has one.
+    pub pic: Option<PicSnapshot>,
     /// The IOAPIC.
     pub ioapic: IoApicSnapshot,
     /// The local APICs, in the order of their vCPUs.
@@ -54,7 +56,7 @@ mod bytes {
     /// What the bytes begin with.
     const MAGIC: [u8; 8] = *b"doorbell";
     /// Raised with every change of a state that old bytes do not fit.
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     /// Far above what 4,096 GSIs, 4,096 vCPUs and a bus full of MSI-X tables need.
     const MOST_BYTES: usize = 64 << 20;
     const HEADER: usize = MAGIC.len() + 4;

@@ -76,6 +76,8 @@ pub fn all() -> Vec<Row> {
         Row::new("ioapic-level", "IOAPIC level cycle: raise → lower → EOI", pins::level).target(35.0),
         Row::new("ioapic-level-lapic", "the same through a LAPIC that takes and ends it", pins::level_lapic),
         Row::new("ioapic-mask", "entry masked and unmasked by the guest", pins::mask).target(50.0),
+        Row::new("pic-cycle", "8259 edge pulse → acknowledge → EOI", pins::legacy_edge).target(50.0),
+        Row::new("pic-level", "8259 level cycle: raise → acknowledge → lower → EOI", pins::legacy_level),
         Row::new("msix-deliver", "MSI-X event → pending", messages::msix_deliver).target(15.0),
         Row::new("msix-mask-cycle", "MSI-X mask → event → unmask", messages::msix_mask_cycle).target(50.0),
         Row::new("remap-msi", "what a message costs more behind VT-d", remap::vtd).target(10.0),

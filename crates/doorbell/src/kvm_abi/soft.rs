@@ -366,6 +366,8 @@ impl KvmCalls for SoftVm {
                 let KvmIoapicState { base_address, ioregsel, id, irr, pad: _, redirtbl } = chip.ioapic();
                 this.ioapic.set_state(&IoApicState { base_address, ioregsel, id, irr, redirtbl });
                 self.recount_clock(&this, None);
+                // As KVM does after any chip's.
+                this.pic.refresh();
                 Ok(0)
             }
             id @ (CHIP_PIC_MASTER | CHIP_PIC_SLAVE) => {

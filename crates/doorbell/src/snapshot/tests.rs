@@ -6,10 +6,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Delivery, Error, MsiMessage, MsiTarget, VcpuId,
+    Delivery, Error, LineSource, MsiMessage, MsiTarget, PinInput, VcpuId,
     chips::x86::{
+        PcPins,
         ioapic::{CHIP, INDEX, IoApic, IoApicOptions, WINDOW},
         lapic::{ApicOptions, ApicSet, LocalApic},
+        pic::{Pic, PicOptions},
     },
     clock::VirtualClock,
     guest_ram::RamBlock,
@@ -25,6 +27,7 @@ use crate::{
 struct Machine {
     clock: Arc<VirtualClock>,
     irqs: IrqManager,
+    pic: Arc<Pic>,
     ioapic: Arc<IoApic>,
     cpus: Vec<LocalApic>,
     msix: MsixTable<InjectorMask>,
@@ -43,11 +46,14 @@ fn machine() -> Machine {
     let vtd = VtdUnit::new(VtdOptions::default(), apics.clone(), Arc::new(RamBlock::new(0, 0x4000)));
     let ram = Arc::new(RamBlock::new(0, 0x4000));
     let amd_vi = AmdVi::new(apics.clone(), ram, Arc::new(()), &[AmdUnitOptions::default()]).unwrap();
-    let options = SoftOptions::new(apics, ioapic.clone()).policy(RoutePolicy::KVM_X86);
+    let wire = apics.clone();
+    let pic = Arc::new(Pic::new(move |level| wire.set_pic_output(VcpuId(0), level), PicOptions::default()));
+    let pins = PcPins { pic: pic.clone(), ioapic: ioapic.clone() };
+    let options = SoftOptions::new(apics, Arc::new(pins)).policy(RoutePolicy::KVM_X86);
     let irqs = IrqManager::soft(options).unwrap();
     let pool = VectorPool::new(irqs.vectors());
     let msix = MsixTable::new(InjectorMask::new(&pool, 4, InjectorOptions::default()).unwrap()).unwrap();
-    Machine { clock, irqs, ioapic, cpus, msix, vtd, amd_vi }
+    Machine { clock, irqs, pic, ioapic, cpus, msix, vtd, amd_vi }
 }
 
 impl Machine {
@@ -56,6 +62,7 @@ impl Machine {
         Snapshot {
             manager: self.irqs.save(),
             x86: Some(X86State {
+                pic: Some(self.pic.save()),
                 ioapic: self.ioapic.save(),
                 apics,
                 vtd: vec![self.vtd.save()],
@@ -69,11 +76,12 @@ impl Machine {
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let Snapshot { manager, x86, msix, msi: _ } = snapshot;
         self.irqs.restore(manager)?;
-        let X86State { ioapic, apics, vtd, amd_vi } = x86.as_ref().unwrap();
+        let X86State { pic, ioapic, apics, vtd, amd_vi } = x86.as_ref().unwrap();
         for state in vtd {
             self.vtd.restore(state)?;
         }
         self.amd_vi.restore(amd_vi)?;
+        self.pic.restore(pic.as_ref().unwrap())?;
         self.ioapic.restore(ioapic)?;
         for (cpu, state) in self.cpus.iter_mut().zip(apics) {
             cpu.restore(state)?;
@@ -99,7 +107,15 @@ fn busy() -> Machine {
     let mut machine = machine();
     let route = |gsi, vector| RouteEntry { gsi, route: Route::Msi(MsiMessage::new(0xfee0_1000, vector)) };
     let pin = RouteEntry { gsi: 9, route: Route::Pin(crate::route::Pin { chip: CHIP, pin: 9 }) };
-    machine.irqs.set_routes(&[route(24, 0x41), route(25, 0x42), pin]).unwrap();
+    let legacy = RouteEntry { gsi: 6, route: Route::Pin(crate::route::Pin { chip: 0, pin: 6 }) };
+    machine.irqs.set_routes(&[route(24, 0x41), route(25, 0x42), pin, legacy]).unwrap();
+    // Pin 6 of the 8259 asks, while pin 3 is in service above it.
+    for (port, word) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1)] {
+        machine.pic.settle(machine.pic.write(port, &[word]));
+    }
+    machine.pic.pulse(0, 3, LineSource::USER);
+    assert_eq!(machine.pic.acknowledge().vector, 0x23);
+    machine.irqs.irq_line(6, true);
     machine.irqs.mask(25).unwrap();
     machine.irqs.trigger(24).fire();
     machine.irqs.trigger(25).fire();
@@ -148,6 +164,14 @@ fn a_machine_in_flight_goes_on_where_it_was() {
     restored.restore(&Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap()).unwrap();
     assert_eq!(restored.save(), snapshot);
     assert_eq!(restored.taken(1), [0x61, 0x41], "pending in the local APIC");
+    assert!(!restored.cpus[0].next().extint);
+    for (chip, pins) in restored.pic.write(0x20, &[0x20]).chips() {
+        restored.irqs.end(chip, &pins);
+    }
+    assert!(restored.cpus[0].next().extint, "pending behind what was in service");
+    assert_eq!(restored.pic.acknowledge().vector, 0x26);
+    assert_eq!(restored.irqs.irq_line(6, true), Delivery::Delivered(1));
+    assert_eq!(restored.pic.state(0).irr, 0, "its line was high already: no edge");
     restored.irqs.unmask(25).unwrap();
     restored.msix.write(2 * 16 + 12, &0u32.to_le_bytes());
     assert_eq!(restored.taken(1), [0x62, 0x42], "pending behind their masks");

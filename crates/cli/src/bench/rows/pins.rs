@@ -1,4 +1,4 @@
-//! The pins of the IOAPIC.
+//! The pins of the IOAPIC and of the 8259 pair.
 
 use std::{
     sync::{
@@ -10,7 +10,10 @@ use std::{
 
 use doorbell::{
     Delivery, Error, LineSource, MsiMessage, MsiTarget, PinInput, Target,
-    chips::x86::ioapic::{CHIP, IoApic, IoApicOptions},
+    chips::x86::{
+        ioapic::{CHIP, IoApic, IoApicOptions},
+        pic::{self, Pic, PicOptions},
+    },
 };
 
 use super::{
@@ -127,4 +130,54 @@ pub fn mask() -> Result<Work, String> {
         let _ = ioapic.write(WINDOW, MASKED | u32::from(FIRST_VECTOR));
         ioapic.write(WINDOW, FIRST_VECTOR.into())
     }))
+}
+
+/// A pair that the guest has set up. INTR is told to something that remembers it, as a vCPU's half of the APIC does.
+fn pair() -> (Pic, Arc<AtomicU32>) {
+    let wire = Arc::new(AtomicU32::new(0));
+    let told = Arc::clone(&wire);
+    let pic = Pic::new(move |level: bool| told.store(level.into(), Ordering::Relaxed), PicOptions::default());
+    for (port, word) in [(0x20, 0x11), (0x21, LEGACY_VECTOR), (0x21, 4), (0x21, 1), (0x21, 0)] {
+        pic.settle(pic.write(port, &[word]));
+    }
+    (pic, wire)
+}
+
+/// The vector of pin 0.
+const LEGACY_VECTOR: u8 = 0x20;
+
+/// Times a cycle that gives this answer: what the line call said, whether INTR was high then, and the vector.
+fn legacy(mut cycle: impl FnMut() -> (Delivery, bool, u8) + 'static) -> Result<Work, String> {
+    match cycle() {
+        (Delivery::Delivered(1), true, vector) if vector == LEGACY_VECTOR + PIN as u8 => Ok(super::timed(cycle)),
+        other => Err(format!("a cycle of the 8259 gave {other:?}")),
+    }
+}
+
+/// An edge of the 8259, as an irqfd makes it, until its end.
+pub fn legacy_edge() -> Result<Work, String> {
+    let (pic, wire) = pair();
+    legacy(move || {
+        let delivery = pic.pulse(pic::CHIP, PIN, LineSource::USER);
+        let asked = wire.load(Ordering::Relaxed) == 1;
+        let taken = pic.acknowledge();
+        pic.settle(taken.ended);
+        pic.settle(pic.write(pic::MASTER_COMMAND, &[0x20]));
+        (delivery, asked, taken.vector)
+    })
+}
+
+/// The same of a level pin, whose driver makes the device lower its line before the end.
+pub fn legacy_level() -> Result<Work, String> {
+    let (pic, wire) = pair();
+    pic.settle(pic.write(pic::MASTER_ELCR, &[1 << PIN]));
+    legacy(move || {
+        let delivery = pic.set(pic::CHIP, PIN, LineSource::USER, true);
+        let asked = wire.load(Ordering::Relaxed) == 1;
+        let taken = pic.acknowledge();
+        pic.settle(taken.ended);
+        pic.set(pic::CHIP, PIN, LineSource::USER, false);
+        pic.settle(pic.write(pic::MASTER_COMMAND, &[0x20]));
+        (delivery, asked, taken.vector)
+    })
 }

@@ -354,7 +354,7 @@ impl Source {
             6 => (4, self.random.below(8) as u8),
             7 => (5, self.random.below(32) as u8 * 8),
             8 => (9, if self.random.one_in(3) { self.random.below(4) as u8 } else { 0 }),
-            9 => (14, pins & [0xf8, 0xde][chip as usize]),
+            9 => (14, (pins | pins << 1) & [0xf8, 0xde][chip as usize]),
             // The flags.
             _ => (self.random.pick(&[6, 7, 8, 10, 11, 12, 13]), self.random.below(2) as u8),
         };

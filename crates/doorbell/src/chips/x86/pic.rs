@@ -36,6 +36,8 @@
 //! pic.settle(ended);
 //! ```
 
+#[cfg(all(test, not(loom)))]
+mod machine;
 #[cfg(all(test, loom))]
 mod models;
 mod pair;
@@ -45,7 +47,7 @@ mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-use pair::{MASTER, SLAVE, flag, with_flag};
+use pair::{MASTER, Pair, SLAVE, flag, with_flag};
 use registers::Command;
 pub use registers::{
     ELCR_MASK, EoiCommand, Icw1, Icw2, Icw4, MASTER_COMMAND, MASTER_DATA, MASTER_ELCR, Ocw2, Ocw3, PORTS, Polled,
@@ -247,6 +249,11 @@ impl Pic {
         if !ended.is_empty() {
             self.shared.reevaluate(&*self.intr);
         }
+    }
+
+    /// Brings INTR up to date, as KVM does whenever a VMM has set the state of any of its chips.
+    pub fn refresh(&self) {
+        self.shared.change(&*self.intr, Pair::update);
     }
 
     /// Drives one source of a pin, 0 to 15.

@@ -160,7 +160,7 @@ impl Setup {
 
 impl Pair {
     /// Drives a pin, 0 to 15: spec P3 to P6.
-    #[inline]
+    #[inline(always)]
     pub fn drive(&mut self, pin: usize, level: bool) -> Delivery {
         let pin = 1u16 << pin;
         let (mut irr, mut last) = (self.requests.irr(), self.requests.last());
@@ -184,13 +184,15 @@ impl Pair {
         }
     }
 
-    /// The pin that a chip asks for: spec P11.
-    #[inline]
-    pub fn request(&self, chip: usize) -> Option<u8> {
-        let asking = of(chip, self.requests.irr() & !self.modes.imr());
-        if asking == 0 {
-            return None;
-        }
+    /// The requests that are not masked.
+    #[inline(always)]
+    fn asking(&self) -> u16 {
+        self.requests.irr() & !self.modes.imr()
+    }
+
+    /// The pins of a chip that ask and those in service, the highest priority in bit 0.
+    #[inline(always)]
+    fn ranked(&self, chip: usize) -> (u8, u8) {
         let mut serving = of(chip, self.requests.isr());
         if chip == MASTER && flag(chip, self.modes.fully_nested()) {
             serving &= !(1 << CASCADE);
@@ -198,15 +200,41 @@ impl Pair {
         if self.strict && flag(chip, self.modes.special_mask()) {
             serving &= !of(chip, self.modes.imr());
         }
-        let first = self.modes.first(chip);
-        let rank = |pins: u8| pins.rotate_right(first.into()).trailing_zeros() as u8;
-        (rank(asking) < rank(serving)).then(|| (rank(asking) + first) & 7)
+        let first = self.modes.first(chip).into();
+        (of(chip, self.asking()).rotate_right(first), serving.rotate_right(first))
+    }
+
+    /// Whether a chip asks: spec P11.
+    #[inline(always)]
+    fn asks(&self, chip: usize) -> bool {
+        let (asking, serving) = self.ranked(chip);
+        let highest_serving = serving & serving.wrapping_neg();
+        asking & highest_serving.wrapping_sub(1) != 0
+    }
+
+    /// The pin that it asks for.
+    #[inline(always)]
+    pub fn request(&self, chip: usize) -> Option<u8> {
+        let (asking, serving) = self.ranked(chip);
+        let rank = asking.trailing_zeros();
+        (rank < serving.trailing_zeros()).then(|| (rank as u8 + self.modes.first(chip)) & 7)
     }
 
     /// The slave asks through the master's pin, and the master through INTR: spec P7.
-    #[inline]
+    #[inline(always)]
     pub fn update(&mut self) {
-        let slave = self.request(SLAVE).is_some();
+        if self.strict || self.asking() >> 8 != 0 {
+            self.requests = self.cascaded();
+        }
+        let output = self.asks(MASTER);
+        self.requests.set_output(output);
+        self.requests.set_due(false);
+    }
+
+    /// What follows of what the slave asks. By value, so that the rest of an operation stays in registers.
+    #[inline(never)]
+    fn cascaded(mut self) -> Requests {
+        let slave = self.asks(SLAVE);
         let cascade = bit(MASTER, CASCADE);
         if self.strict {
             let irr = self.requests.irr();
@@ -216,13 +244,11 @@ impl Pair {
             self.drive(CASCADE.into(), true);
             self.drive(CASCADE.into(), false);
         }
-        let output = self.request(MASTER).is_some();
-        self.requests.set_output(output);
-        self.requests.set_due(false);
+        self.requests
     }
 
     /// The CPU's acknowledge: spec P8, P9. Returns the vector.
-    #[inline]
+    #[inline(always)]
     pub fn acknowledge(&mut self) -> u8 {
         let (chip, pin) = match self.request(MASTER) {
             Some(CASCADE) => {
@@ -244,7 +270,7 @@ impl Pair {
     }
 
     /// Puts a pin in service, or ends it at once.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, chip: usize, pin: u8) {
         let pins = bit(chip, pin);
         self.requests.set_isr(self.requests.isr() | pins);
@@ -265,10 +291,14 @@ impl Pair {
     }
 
     /// What follows is for now if nothing ended, and else for when those who have to hear of the end have heard.
-    #[inline]
+    #[inline(always)]
     fn leave_due(&mut self) {
         if self.ended == 0 {
             return self.update();
+        }
+        if self.asking() == 0 && !self.requests.output() {
+            // Nothing will follow, and usually nothing does.
+            return;
         }
         let mut later = *self;
         later.update();
@@ -277,7 +307,7 @@ impl Pair {
     }
 
     /// The second operation word: ends and rotations.
-    #[inline]
+    #[inline(always)]
     pub fn operate(&mut self, chip: usize, word: Ocw2) {
         let command = word.command();
         let pin = match command {

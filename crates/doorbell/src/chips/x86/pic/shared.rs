@@ -61,11 +61,12 @@ impl Shared {
                 return result;
             }
         }
-        self.change_slowly(intr, op)
+        self.change_slowly(intr, &op)
     }
 
+    /// `op` is not a type here, so that it is compiled into the fast path and once more, not four times.
     #[cold]
-    fn change_slowly<T>(&self, intr: &dyn Intr, op: impl Fn(&mut Pair) -> T) -> T {
+    fn change_slowly<T>(&self, intr: &dyn Intr, op: &dyn Fn(&mut Pair) -> T) -> T {
         let mut backoff = Backoff::new();
         loop {
             let before = self.requests();
@@ -73,24 +74,24 @@ impl Shared {
                 backoff.wait();
                 continue;
             }
-            if self.configures(before, &op) {
+            if self.configures(before, op) {
                 return op(&mut self.configure(intr).pair);
             }
             // A failure is somebody else's success.
-            if let Some(result) = self.try_change(intr, before, &op) {
+            if let Some(result) = self.try_change(intr, before, op) {
                 return result;
             }
         }
     }
 
-    fn configures<T>(&self, before: Requests, op: impl Fn(&mut Pair) -> T) -> bool {
+    fn configures<T>(&self, before: Requests, op: &dyn Fn(&mut Pair) -> T) -> bool {
         let mut pair = self.pair(before);
         let modes = pair.modes;
         op(&mut pair);
         pair.modes != modes
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_change<T>(&self, intr: &dyn Intr, before: Requests, op: impl Fn(&mut Pair) -> T) -> Option<T> {
         let mut pair = self.pair(before);
         let modes = pair.modes;

@@ -671,6 +671,22 @@ fn a_vmm_that_sets_the_state_tells_intr() {
     assert!(format!("{:?}", machine.pic).contains("priority_add: 5"));
 }
 
+#[test]
+fn what_icw1_left_as_it_was_is_brought_up_to_date() {
+    let machine = machine();
+    machine.pulse(9);
+    machine.out(&[(0x20, 0x11)]);
+    assert_eq!((machine.pic.state(0).irr, machine.pic.output()), (0, true), "as in KVM, INTR stays");
+    machine.pic.refresh();
+    assert_eq!((machine.pic.state(0).irr, machine.pic.output()), (0x04, true));
+    let machine = self::machine();
+    machine.pulse(3);
+    machine.out(&[(0x20, 0x11)]);
+    assert!(machine.pic.output());
+    machine.pic.refresh();
+    assert!(!machine.pic.output());
+}
+
 /// Threads drive all pins while another takes and ends: each edge that was not merged arrives once, and INTR is low in the
 /// end because nothing is left.
 #[test]
