@@ -75,6 +75,12 @@ impl LocalApic {
         (self.id >> 4) << 16 | 1 << (self.id & 0xf)
     }
 
+    /// Where the xAPIC window is now: the address of its page, which a guest moves by IA32_APIC_BASE. `None` in x2APIC mode
+    /// and with the APIC off. To be asked after [`set_base`](Self::set_base) and its other ways, MSR and restore.
+    pub fn window(&self) -> Option<u64> {
+        self.in_xapic_mode().then_some(self.base.page() << 12)
+    }
+
     fn in_xapic_mode(&self) -> bool {
         self.base.enabled() && !self.base.x2apic()
     }

@@ -11,6 +11,7 @@ mod priorities;
 mod registers;
 mod state;
 mod timer;
+mod timer_machine;
 mod wires;
 
 use std::sync::Arc;

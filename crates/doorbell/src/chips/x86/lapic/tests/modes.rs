@@ -66,3 +66,51 @@ fn an_error_entry_with_an_illegal_vector_does_not_go_round_for_ever() {
     assert!(cpus[0].next().is_idle());
     assert!(cpus[0].next().is_idle());
 }
+
+#[test]
+fn the_window_moves_with_its_base_and_is_there_in_xapic_mode_alone() {
+    let (_set, mut cpus) = machine(2);
+    let cpu = &mut cpus[1];
+    assert_eq!(cpu.window(), Some(0xfee0_0000));
+    cpu.msr_write(0x1b, 0x1_2345_6800).unwrap();
+    assert_eq!((cpu.window(), cpu.read(0x20)), (Some(0x1_2345_6000), 1 << 24));
+    cpu.msr_write(0x1b, 0x1_2345_6c00).unwrap();
+    assert_eq!(cpu.window(), None);
+    cpu.msr_write(0x1b, 0x1_2345_6000).unwrap();
+    assert_eq!(cpu.window(), None);
+    cpu.msr_write(0x1b, 0xfee0_0800).unwrap();
+    assert_eq!(cpu.window(), Some(0xfee0_0000));
+}
+
+/// Every way that a guest may try, in the words of section 11.12.5; what a VMM may do besides is compared with the kernel
+/// in `tests/kvm_lapic.rs`.
+#[test]
+fn a_guest_goes_only_along_the_arrows() {
+    const OFF: u64 = 0xfee0_0000;
+    const XAPIC: u64 = 0xfee0_0800;
+    const X2APIC: u64 = 0xfee0_0c00;
+    const INVALID: u64 = 0xfee0_0400;
+    let allowed =
+        [(OFF, OFF), (OFF, XAPIC), (XAPIC, OFF), (XAPIC, XAPIC), (XAPIC, X2APIC), (X2APIC, OFF), (X2APIC, X2APIC)];
+    for strict in [false, true] {
+        for from in [OFF, XAPIC, X2APIC] {
+            for to in [OFF, XAPIC, X2APIC, INVALID] {
+                let (_set, mut cpus) = machine_with(2, ApicOptions { strict, ..ApicOptions::default() });
+                let cpu = &mut cpus[1];
+                cpu.write(LDR, 0x4400_0000);
+                cpu.write(TPR, 0x30);
+                cpu.restore_base(from).unwrap();
+                let answer = cpu.msr_write(0x1b, to);
+                let taken = allowed.contains(&(from, to));
+                assert_eq!(answer.is_ok(), taken, "{from:#x} to {to:#x}");
+                assert_eq!(cpu.base().into_bits(), if taken { to } else { from });
+                // Its id and logical id are those of the mode; the manual resets the rest with the enable bit.
+                if taken && to == X2APIC {
+                    assert_eq!((cpu.msr_read(0x802), cpu.msr_read(0x80d)), (Ok(1), Ok(2)));
+                }
+                let was_off = strict && (from == OFF || to == OFF);
+                assert_eq!(cpu.cr8(), if was_off { 0 } else { 3 }, "{strict}: {from:#x} to {to:#x}");
+            }
+        }
+    }
+}
