@@ -168,3 +168,31 @@ impl Event {
         Self { head: EventHead::new().with_kind(MASTER_ABORT).with_code(EventCode::CommandHardwareError), address }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_the_manuals_numbers() {
+        use EventCode::*;
+        let codes = [
+            Reserved,
+            IllegalDeviceTableEntry,
+            IoPageFault,
+            DeviceTableHardwareError,
+            PageTableHardwareError,
+            IllegalCommandError,
+            CommandHardwareError,
+            Reserved,
+            InvalidDeviceRequest,
+            Reserved,
+        ];
+        for (number, code) in (0u64..).zip(codes) {
+            assert_eq!(EventHead::from_bits(number << 60).code(), code, "{number}");
+            if code != Reserved {
+                assert_eq!(EventHead::new().with_code(code).into_bits(), number << 60);
+            }
+        }
+    }
+}

@@ -37,3 +37,20 @@ impl Filled {
         self.0[group as usize % GROUPS].swap(0, Ordering::AcqRel) != 0
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_taken_once_and_concerns_its_group() {
+        let filled = Filled::new();
+        let all = || (0..GROUPS as u32).filter(|&group| filled.take(group)).collect::<Vec<_>>();
+        assert_eq!(all(), []);
+        for requester in [0x18, 0x118, 0xff] {
+            filled.mark(Filled::group(requester));
+        }
+        assert_eq!(all(), [0x18, 0xff], "bus 0 and bus 1 are one group");
+        assert_eq!(all(), []);
+    }
+}
