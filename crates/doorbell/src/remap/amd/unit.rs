@@ -9,7 +9,7 @@ use super::{
     event::Event,
     filled::{Filled, GROUPS},
     look_up::{Blocked, LookUp, Posted},
-    registers::{Control, DeviceTableBase, ExtendedFeatures, ExtendedFeatures2, WINDOW, offset},
+    registers::{Control, DeviceTableBase, ExtendedFeatures, ExtendedFeatures2, POINTER, WINDOW, offset},
     state::AmdUnitState,
     tables::{GuestLogEntry, WideHigh, WideLow, irr},
 };
@@ -273,10 +273,11 @@ impl AmdUnit {
         enable.then(|| MsiMessage::new(address, data.into()))
     }
 
-    /// Runs what is in the command buffer. The caller holds `configuring`, so the tail stays and the head reaches it after
-    /// at most 32768 commands.
+    /// Runs what is in the command buffer. The caller holds `configuring`, so the tail stays and the head reaches it before
+    /// it has been all round the largest buffer.
     fn run_commands(&self) {
-        while let Some(at) = self.core.with_bank(|bank| bank.next_command(COMMAND)) {
+        for _ in 0..MOST_COMMANDS {
+            let Some(at) = self.core.with_bank(|bank| bank.next_command(COMMAND)) else { return };
             let done = self.command(at);
             self.core.with_bank(|bank| match done {
                 Ok(waited) => {
@@ -381,6 +382,9 @@ impl AmdUnit {
         self.forget_all();
     }
 }
+
+/// How many commands the largest buffer has.
+const MOST_COMMANDS: u64 = POINTER / COMMAND + 1;
 
 /// How far a value of `size` bytes at `at` is from the beginning of its register, in bits; `None` if the unit does not take
 /// such an access.
