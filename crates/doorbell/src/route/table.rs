@@ -491,7 +491,7 @@ fn pins_of(routes: &[Route]) -> smallvec::SmallVec<[Pin; MAX_PINS]> {
 }
 
 /// Of entries sorted stably by pin, the last of each pin.
-fn keep_last(order: Vec<(Pin, u32)>) -> Vec<(Pin, u32)> {
+pub(super) fn keep_last(order: Vec<(Pin, u32)>) -> Vec<(Pin, u32)> {
     let mut kept: Vec<(Pin, u32)> = Vec::with_capacity(order.len());
     for entry in order {
         match kept.last_mut() {

@@ -44,6 +44,15 @@ fn waits<R: Send>(call: impl FnOnce() -> R + Send, release: impl FnOnce()) -> R 
 }
 
 #[test]
+fn an_event_is_delivered_inside_the_latch() {
+    for flags in [0, BIAS] {
+        let latch = latch(flags | 1, 0, 0);
+        assert_eq!(latch.fire(|payload| (payload, word(&latch))), Fired::Ran((1, flags | BUSY | 1)));
+        assert_eq!(word(&latch), flags | 1);
+    }
+}
+
+#[test]
 fn an_event_beside_a_waiting_configurer_is_left_with_him() {
     for (waiters, flags) in [(WAITER, 0), (2 * WAITER, 0), (WAITER, MASK), (WAITER | OWNED, 0)] {
         let latch = latch(flags | 1, waiters, 0);

@@ -63,6 +63,31 @@ fn the_last_of_any_number_of_gsis_has_the_pin() {
 }
 
 #[test]
+fn of_entries_with_one_pin_the_last_is_kept_and_no_other() {
+    let at = |pin| Pin { chip: 2, pin };
+    let order = vec![(at(3), 1), (at(4), 9), (at(4), 5), (at(4), 7), (at(5), 7)];
+    assert_eq!(crate::route::table::keep_last(order), [(at(3), 1), (at(4), 7), (at(5), 7)]);
+    assert_eq!(crate::route::table::keep_last(vec![]), []);
+}
+
+#[test]
+fn without_an_8259_the_default_routes_of_a_pc_lead_to_the_ioapic_alone() {
+    struct OnlyIoapic;
+    impl PinInput for OnlyIoapic {
+        fn pins(&self, chip: ChipId) -> u16 {
+            if chip == 2 { 24 } else { 0 }
+        }
+        fn set(&self, _: ChipId, _: u16, _: LineSource, _: bool) -> Delivery {
+            Delivery::Ignored
+        }
+        fn reevaluate(&self, _: ChipId, _: &Pins) {}
+    }
+    let table = RouteTable::new(Arc::new(Recorder::default()), Arc::new(OnlyIoapic), RoutePolicy::KVM_X86);
+    let expected: Vec<_> = (0..24).map(|gsi| pin(gsi, 2, gsi as u16)).collect();
+    assert_eq!(table.entries(), expected);
+}
+
+#[test]
 fn the_reverse_map_follows_each_update() {
     let set = |gsi, route| RouteUpdate::Set { gsi, routes: GsiRoutes::from_slice(&[route]) };
     let (_, table) = table();
