@@ -27,6 +27,43 @@ fn a_base_that_moves_leaves_the_id_and_a_way_back_from_x2apic_restores_it() {
 }
 
 #[test]
+fn by_the_manual_turning_an_apic_off_resets_it_and_moving_it_does_not() {
+    let (_set, mut cpus) = strict(1);
+    let cpu = &mut cpus[0];
+    cpu.write(TPR, 0x20);
+    cpu.set_base(0xfee1_0800).unwrap();
+    assert_eq!((cpu.read(TPR), cpu.read(SVR)), (0x20, 0x1ff));
+    cpu.set_base(0xfee1_0000).unwrap();
+    cpu.set_base(0xfee1_0800).unwrap();
+    assert_eq!((cpu.read(TPR), cpu.read(SVR)), (0, 0xff));
+}
+
+#[test]
+fn any_store_latches_the_errors_of_an_xapic_and_only_0_those_of_an_x2apic() {
+    let (set, mut cpus) = strict(1);
+    let cpu = &mut cpus[0];
+    send(&set, address(0), 0x0f);
+    cpu.write(ESR, 0xff);
+    assert_eq!((cpu.read(ESR), errors(cpu)), (0x40, 0));
+    send(&set, address(0), 0x0f);
+    to_x2apic(cpu);
+    assert_eq!((cpu.msr_write(0x828, 1), cpu.msr_read(0x828)), (Err(GeneralProtection), Ok(0)));
+    assert_eq!((cpu.msr_write(0x828, 0), cpu.msr_read(0x828)), (Ok(None), Ok(0x40)));
+}
+
+#[test]
+fn a_load_that_crosses_the_end_of_a_register_sees_nothing() {
+    let (_set, mut cpus) = machine(1);
+    let mut read = |offset, length| {
+        let mut data = vec![9; length];
+        cpus[0].mmio_read(offset, &mut data);
+        data
+    };
+    assert_eq!((read(0x30, 4), read(0x31, 2), read(0x32, 2)), (vec![0x14, 0, 5, 0], vec![0, 5], vec![5, 0]));
+    assert_eq!((read(0x31, 4), read(0x33, 2), read(0x33, 1)), (vec![0; 4], vec![0; 2], vec![0]));
+}
+
+#[test]
 fn vectors_are_read_in_the_register_that_has_their_bit() {
     let (set, mut cpus) = machine(1);
     // 0x3f and 0x5f are the last bits of odd and even registers, 0xa0 the first of one.

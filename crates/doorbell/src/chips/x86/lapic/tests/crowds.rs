@@ -65,6 +65,18 @@ fn a_destination_of_more_than_15_bits_is_not_cut() {
 }
 
 #[test]
+fn a_summary_is_that_of_the_map_until_an_apic_changes() {
+    let (set, mut cpus) = machine(2);
+    cpus[0].write(LDR, 1 << 24);
+    let before = set.map.summary();
+    assert!(set.map.is_still(before));
+    cpus[0].write(LDR, 2 << 24);
+    let after = set.map.summary();
+    assert_eq!((before.format(), before.last_id()), (after.format(), after.last_id()));
+    assert!(!set.map.is_still(before) && set.map.is_still(after));
+}
+
+#[test]
 fn what_can_be_prepared_is() {
     let (set, _cpus) = crowd(&[0, 1], extended());
     let prepared = |set: &ApicSet, address, data| set.prepare(&MsiMessage::new(address, data)).is_some();
@@ -104,6 +116,27 @@ fn l5_one_of_two_in_a_cluster_with_the_same_logical_id_takes_it() {
         assert_eq!(send(&set, address(0x11) | LOGICAL, vector | LOWEST), 1);
     }
     assert_eq!(all(&mut cpus), [[0x60], [0x61]]);
+}
+
+#[test]
+fn l5_a_disabled_apic_and_one_with_another_logical_id_are_no_candidates() {
+    let (set, mut cpus) = machine(4);
+    for (cpu, ldr) in cpus.iter_mut().zip([4, 4, 4, 8]) {
+        cpu.write(LDR, ldr << 24);
+    }
+    cpus[1].write(SVR, 0xff);
+    for vector in 0x60..0x64 {
+        assert_eq!(send(&set, address(4) | LOGICAL, vector | LOWEST), 1);
+    }
+    assert_eq!(all(&mut cpus), [vec![0x60, 0x62], vec![], vec![0x61, 0x63], vec![]]);
+}
+
+#[test]
+fn without_the_quirk_0xff_among_both_modes_is_for_the_xapics() {
+    let (set, mut cpus) = machine_with(2, ApicOptions { no_broadcast_quirk: true, ..ApicOptions::default() });
+    to_x2apic(&mut cpus[0]);
+    assert_eq!(send(&set, address(0xff), 0x41), 1);
+    assert_eq!(all(&mut cpus), [vec![], vec![0x41]]);
 }
 
 #[test]
