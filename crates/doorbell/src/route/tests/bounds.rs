@@ -66,8 +66,8 @@ fn the_last_of_any_number_of_gsis_has_the_pin() {
 fn of_entries_with_one_pin_the_last_is_kept_and_no_other() {
     let at = |pin| Pin { chip: 2, pin };
     let order = vec![(at(3), 1), (at(4), 9), (at(4), 5), (at(4), 7), (at(5), 7)];
-    assert_eq!(crate::route::table::keep_last(order), [(at(3), 1), (at(4), 7), (at(5), 7)]);
-    assert_eq!(crate::route::table::keep_last(vec![]), []);
+    assert_eq!(table::keep_last(order), [(at(3), 1), (at(4), 7), (at(5), 7)]);
+    assert_eq!(table::keep_last(vec![]), []);
 }
 
 #[test]

@@ -135,8 +135,10 @@ fn l5_a_disabled_apic_and_one_with_another_logical_id_are_no_candidates() {
 fn without_the_quirk_0xff_among_both_modes_is_for_the_xapics() {
     let (set, mut cpus) = machine_with(2, ApicOptions { no_broadcast_quirk: true, ..ApicOptions::default() });
     to_x2apic(&mut cpus[0]);
-    assert_eq!(send(&set, address(0xff), 0x41), 1);
-    assert_eq!(all(&mut cpus), [vec![], vec![0x41]]);
+    assert_eq!(send(&set, address(0xff), 0x41), 0, "an xAPIC without a logical id is of no format");
+    cpus[1].write(LDR, 2 << 24);
+    assert_eq!(send(&set, address(0xff), 0x42), 1);
+    assert_eq!(all(&mut cpus), [vec![], vec![0x42]]);
 }
 
 #[test]
