@@ -83,7 +83,7 @@ pub const ROWS: [(&str, &str); 71] = [
     ("CR8", "a priority raised by CR8 holds an interrupt back"),
     ("NMI", "an NMI taken"),
     ("IPI", "an interrupt that the guest sent, taken"),
-    ("nesting", "a handler interrupted by another, both ended"),
+    ("nesting", "an interrupt taken while another is in service"),
     ("once", "the timer, once"),
     ("periodic", "the timer, again and again"),
 ];

@@ -18,10 +18,12 @@ use crate::check::kvm::machines::new_event;
 use crate::check::kvm::side::VmState;
 use crate::check::shrink::Subject;
 
-/// A timer's count, in ns: KVM's bus is 1 GHz.
-const COUNT: u32 = 250_000;
-/// When it has expired for certain; in periodic mode, more than once.
-const EXPIRES: Duration = Duration::from_micros(900);
+/// How long the timer runs.
+const ONCE: Duration = Duration::from_micros(250);
+/// Its period: long beside what a busy host needs for the handler of each tick.
+const PERIOD: Duration = Duration::from_millis(3);
+/// How much later it has expired for certain.
+const GRACE: Duration = Duration::from_micros(650);
 
 /// Everything of one side that is compared after each step.
 #[derive(Clone, PartialEq)]
@@ -103,11 +105,12 @@ impl Side {
     /// did, repetitions are left out: how often it expires depends on the machine.
     fn time(&mut self, vcpu: u32, vector: u8, periodic: bool) -> Result<Answer, Errno> {
         let mut events = Vec::new();
-        let mode = u32::from(periodic) << 17;
+        let (mode, count) = (u32::from(periodic) << 17, if periodic { PERIOD } else { ONCE });
         let stores = [
             (regs::TIMER_DIVIDE, 0xb),
             (regs::LVT_TIMER, mode | u32::from(vector)),
-            (regs::TIMER_INITIAL, COUNT),
+            // KVM's bus is 1 GHz.
+            (regs::TIMER_INITIAL, count.as_nanos() as u32),
             (regs::TIMER_INITIAL, 0),
             (regs::LVT_TIMER, 0x1_0000),
         ];
@@ -120,7 +123,7 @@ impl Side {
                 return Ok(Answer::Guest(rest, events));
             }
             for _ in 0..if offset == regs::TIMER_INITIAL && value != 0 { 1 + u32::from(periodic) } else { 0 } {
-                std::thread::sleep(EXPIRES);
+                std::thread::sleep(count + GRACE);
                 let (_, taken) = self.machine.run(vcpu, Operation::Nothing, [0, 0])?;
                 events.extend(taken);
             }
