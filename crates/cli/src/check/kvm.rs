@@ -62,7 +62,7 @@ piece of doorbell:
   SMI                is sent only where the kernel knows it (KVM_CAP_X86_SMM)
   guests that leave  SMI, INIT and SIPI are sent only in programs without guest code
 With a guest, also:
-  a second NMI       before the first is taken: KVM keeps it, doorbell merges it
+  a second NMI       is not sent before the first may have been taken
   CR8 and TPR        a store to CR8 that changes only the low half of TPR is not seen by user space
   shared vectors     edge pins, level pins and level messages have vectors of their own
   8259 and others    a pin is level, or the pair ends by itself, not both; no handler lets the pair in

@@ -24,7 +24,7 @@ struct Source {
     favourite: u32,
     /// The low half of TPR is used, and CR8 is not: a store to it that changes only that half cannot be seen by user space.
     fine_priority: bool,
-    /// The vCPUs that may not have taken their NMI yet. KVM keeps a second one, doorbell merges it.
+    /// The vCPUs that may not have taken their NMI yet: they are sent no second one.
     nmi: [bool; VCPUS as usize],
     /// The IOAPIC is outside of the kernel, which reports the ends of level interrupts only: then pins are level, and have
     /// vectors of their own.
