@@ -25,7 +25,7 @@ pub struct Requests {
     /// Which pins are in service.
     pub isr: u16,
     /// How often the other words have changed. Who computes by them and finds this word as it was, its own change
-    /// included, computed by what still holds: 8,192 guest accesses do not fit between two instructions.
+    /// included, computed by what still holds, unless they have changed 8,192 times meanwhile; so it looks at them again.
     #[bits(13)]
     pub generation: u16,
     /// An end has left something to be looked at by `reevaluate`.

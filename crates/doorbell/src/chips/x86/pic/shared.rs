@@ -110,7 +110,18 @@ impl Shared {
             let _telling = Leaving { word: &self.requests, next: after };
             intr.set(after.output());
         }
+        // Relaxed: the Acquire above shows every configuration that came before.
+        if self.modes.load(Ordering::Relaxed) != modes.into_bits() {
+            self.follow_modes(intr);
+        }
         Some(result)
+    }
+
+    /// The guest has configured the pair behind the back of who changed it: just afterwards, or before, so many times that
+    /// the generation has come round. What was told of INTR may be wrong then.
+    #[cold]
+    fn follow_modes(&self, intr: &dyn Intr) {
+        self.configure(intr).pair.update();
     }
 
     /// Brings INTR up to date if an end left that to be done.
@@ -190,5 +201,36 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         // Release: pairs with the Acquire of the next one.
         self.word.store(self.next.into_bits(), Ordering::Release);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{cell::Cell, sync::Arc};
+
+    use super::*;
+
+    #[test]
+    fn intr_follows_the_mask_though_the_generation_has_come_round() {
+        let shared = Shared::new(false);
+        let wire = Arc::new(AtomicU32::new(0));
+        let intr = {
+            let wire = wire.clone();
+            move |level: bool| wire.store(level.into(), Ordering::Relaxed)
+        };
+        let before = shared.requests();
+        let rounds = Cell::new(u32::from(Requests::LAST_GENERATION) + 1);
+        shared.change(&intr, |pair| {
+            // Between the look at the words and the replacement: the guest masks everything, and so often.
+            for _ in 0..rounds.take() {
+                shared.configure(&intr).pair.modes.set_imr(0xffff);
+            }
+            pair.drive(4, true);
+            pair.update();
+        });
+        assert_eq!(shared.requests().irr(), 1 << 4, "it asks");
+        assert_eq!(shared.requests().generation(), before.generation() + 1, "once more, by who looked again");
+        assert!(!shared.requests().output(), "behind the mask");
+        assert_eq!(wire.load(Ordering::Relaxed), 0);
     }
 }
