@@ -3,6 +3,7 @@
 
 pub mod ioapic;
 pub mod lapic;
+pub mod message;
 pub mod pic;
 mod pins;
 

@@ -79,12 +79,12 @@ mod state;
 mod tests;
 mod timer;
 
+pub use super::message::{DeliveryMode, MessageAddress, MessageData};
 pub use access::GeneralProtection;
 pub use lint::Lint;
 pub use local::{Eoi, LocalApic, Work};
 pub use registers::{
-    ApicBase, DeliveryMode, DivideConfiguration, Esr, Icr, LvtEntry, MessageAddress, MessageData, Shorthand, Svr,
-    TimerMode, VersionRegister, slot,
+    ApicBase, DivideConfiguration, Esr, Icr, LvtEntry, Shorthand, Svr, TimerMode, VersionRegister, slot,
 };
 pub use set::ApicSet;
 pub use state::{LAPIC_PAGE, LocalApicState};

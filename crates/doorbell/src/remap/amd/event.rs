@@ -2,8 +2,10 @@
 
 use bitfield_struct::bitfield;
 
-use super::registers::{Address, Data};
-use crate::MsiMessage;
+use crate::{
+    MsiMessage,
+    chips::x86::message::{MessageAddress, MessageData},
+};
 
 /// An entry of the event log: what is said, and the address that it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,9 +111,9 @@ pub struct InterruptAddress {
 impl InterruptAddress {
     /// The interrupt that a message stands for.
     pub fn of(message: &MsiMessage) -> Self {
-        let (address, data) = (Address::from_bits(message.address), Data::from_bits(message.data));
+        let (address, data) = (MessageAddress::from_bits(message.address), MessageData::from_bits(message.data));
         Self::new()
-            .with_kind(data.mode())
+            .with_kind(data.delivery_mode().into_bits())
             .with_request_eoi(data.level())
             .with_logical(address.logical())
             .with_destination(address.destination())

@@ -2,14 +2,18 @@
 
 use super::{
     event::{ABORTED, Event, RESERVED_INTERRUPT},
-    registers::{Address, Control, Data, DeviceTableBase},
+    registers::{Control, DeviceTableBase},
     tables::{DEVICE_ENTRY, DOMAIN, DeviceInterrupts, ENTRY, Entry, INTERRUPTS, IntCtl, WIDE_ENTRY, WideHigh, WideLow},
 };
 use crate::{
     MsiMessage,
+    chips::x86::message::{DeliveryMode, MessageAddress, MessageData},
     guest_ram::{GuestRam, GuestRamExt},
     remap::{Way, read_128},
 };
+
+/// Vector and delivery mode: the index of an entry.
+const INDEX: u32 = MessageData::new().with_vector(0xff).with_delivery_mode(DeliveryMode::ExtInt).into_bits();
 
 /// A message that goes nowhere, and what the event log is to say of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,24 +61,24 @@ impl LookUp<'_> {
         if entry.has_reserved_bits() {
             return Err(self.illegal(true));
         }
-        let address = Address::from_bits(self.message.address);
-        if address.prefix() != Address::PREFIX || self.message.address >> 32 != 0 {
+        let address = MessageAddress::from_bits(self.message.address);
+        if address.prefix() != MessageAddress::PREFIX || self.message.address >> 32 != 0 {
             return Err(Blocked(None));
         }
-        match self.data().mode() {
+        match self.data().delivery_mode() {
             _ if self.control.indexes_all() => self.controlled(entry),
-            0 | 1 => self.controlled(entry),
-            // SMI: filters, which would block some, are not claimed.
-            2 => Ok(self.unmapped()),
-            4 => self.passes(entry, entry.nmi_pass()),
-            5 => self.passes(entry, entry.init_pass()),
-            7 => self.passes(entry, entry.ext_int_pass()),
-            _ => Err(self.invalid(RESERVED_INTERRUPT)),
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.controlled(entry),
+            // Filters, which would block some, are not claimed.
+            DeliveryMode::Smi => Ok(self.unmapped()),
+            DeliveryMode::Nmi => self.passes(entry, entry.nmi_pass()),
+            DeliveryMode::Init => self.passes(entry, entry.init_pass()),
+            DeliveryMode::ExtInt => self.passes(entry, entry.ext_int_pass()),
+            DeliveryMode::RemoteRead | DeliveryMode::Startup => Err(self.invalid(RESERVED_INTERRUPT)),
         }
     }
 
-    fn data(&self) -> Data {
-        Data::from_bits(self.message.data)
+    fn data(&self) -> MessageData {
+        MessageData::from_bits(self.message.data)
     }
 
     fn device_entry(&self) -> u64 {
@@ -97,7 +101,7 @@ impl LookUp<'_> {
             IntCtl::Reserved => Err(self.illegal(true)),
             IntCtl::Remap if entry.length() > DeviceInterrupts::LONGEST => Err(self.illegal(false)),
             IntCtl::Remap => {
-                let index = self.message.data & Data::INDEX;
+                let index = self.message.data & INDEX;
                 if index >> entry.length() != 0 {
                     return Err(self.blocked(entry, false, false, false)); // T22
                 }
@@ -119,7 +123,7 @@ impl LookUp<'_> {
         if entry.kind() > 1 || entry.guest_mode() || entry.reserved() != 0 {
             return Err(self.blocked(table, entry.suppress_fault(), true, true));
         }
-        let address = Address::to(entry.destination().into(), entry.logical());
+        let address = MessageAddress::to(entry.destination().into(), entry.logical());
         Ok(self.remapped(address, entry.vector(), entry.kind(), entry.request_eoi()))
     }
 
@@ -141,16 +145,19 @@ impl LookUp<'_> {
         } else {
             low.destination() & 0xff
         };
-        let address = Address::to(destination, low.logical());
+        let address = MessageAddress::to(destination, low.logical());
         Ok(self.remapped(address, high.vector(), low.kind(), low.request_eoi()))
     }
 
     /// The trigger mode is the sender's, unless the entry says level: an IOAPIC's level interrupt stays one.
-    fn remapped(&self, address: Address, vector: u8, kind: u8, level: bool) -> Way {
+    fn remapped(&self, address: MessageAddress, vector: u8, kind: u8, level: bool) -> Way {
         let sent = self.data();
         let level = sent.level() || level;
-        let data =
-            Data::new().with_vector(vector).with_mode(kind).with_level(level).with_assert(level || sent.assert());
+        let data = MessageData::new()
+            .with_vector(vector)
+            .with_delivery_mode(DeliveryMode::from_bits(kind))
+            .with_level(level)
+            .with_assert(level || sent.assert());
         Way::Message { address: address.into_bits(), data: data.into_bits() }
     }
 

@@ -2,7 +2,10 @@
 
 use bitfield_struct::bitfield;
 
-use crate::MsiMessage;
+use crate::{
+    MsiMessage,
+    chips::x86::message::{DeliveryMode, MessageAddress, MessageData},
+};
 
 /// Where the registers are in the unit's MMIO window.
 pub mod offset {
@@ -311,8 +314,9 @@ impl XtInterrupt {
     /// The interrupt as a message.
     pub fn message(self) -> MsiMessage {
         let destination = self.destination_low() | u32::from(self.destination_high()) << 24;
-        let address = Address::to(destination, self.logical());
-        let data = Data::new().with_vector(self.vector()).with_mode(u8::from(self.arbitrated()));
+        let address = MessageAddress::to(destination, self.logical());
+        let mode = if self.arbitrated() { DeliveryMode::LowestPriority } else { DeliveryMode::Fixed };
+        let data = MessageData::new().with_vector(self.vector()).with_delivery_mode(mode);
         MsiMessage::new(address.into_bits(), data.into_bits())
     }
 }
@@ -332,65 +336,4 @@ pub struct MsiHeader {
     /// The address has 64 bits.
     pub wide: bool,
     __: u8,
-}
-
-/// The address of a message on its way to local APICs (48882 section 2.2.5; Intel SDM volume 3, section 11.11.1).
-///
-/// The upper bits of a destination are where KVM's extended destinations have them.
-#[bitfield(u64)]
-#[derive(PartialEq, Eq)]
-pub struct Address {
-    #[bits(2)]
-    __: u8,
-    /// The destination is logical.
-    pub logical: bool,
-    /// Redirection hint.
-    pub hint: bool,
-    __: u8,
-    /// Bits 7:0 of the destination.
-    pub destination: u8,
-    /// 0xfee.
-    #[bits(12)]
-    pub prefix: u16,
-    __: u8,
-    /// Bits 31:8 of the destination.
-    #[bits(24)]
-    pub destination_high: u32,
-}
-
-impl Address {
-    /// What makes an address one of interrupts: 0xfee0_0000 to 0xfeef_ffff.
-    pub const PREFIX: u16 = 0xfee;
-
-    /// The address of these local APICs.
-    pub const fn to(destination: u32, logical: bool) -> Self {
-        Self::new()
-            .with_prefix(Self::PREFIX)
-            .with_logical(logical)
-            .with_destination(destination as u8)
-            .with_destination_high(destination >> 8)
-    }
-}
-
-/// The data of a message (Intel SDM volume 3, section 11.11.2).
-#[bitfield(u32)]
-#[derive(PartialEq, Eq)]
-pub struct Data {
-    /// The vector.
-    pub vector: u8,
-    /// 0 fixed, 1 arbitrated (lowest priority), 2 SMI, 4 NMI, 5 INIT, 7 ExtINT.
-    #[bits(3)]
-    pub mode: u8,
-    #[bits(3)]
-    __: u8,
-    /// The level is asserted.
-    pub assert: bool,
-    /// Level-triggered.
-    pub level: bool,
-    __: u16,
-}
-
-impl Data {
-    /// Vector and delivery mode: the index of an entry.
-    pub const INDEX: u32 = Self::new().with_vector(0xff).with_mode(7).into_bits();
 }

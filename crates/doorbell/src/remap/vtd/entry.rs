@@ -4,10 +4,14 @@
 use bitfield_struct::bitfield;
 
 use super::faults::{Fault, Reason};
-use crate::{DeviceId, MsiMessage, remap::Way};
+use crate::{
+    DeviceId, MsiMessage,
+    chips::x86::message::{DeliveryMode, MessageAddress, MessageData},
+    remap::Way,
+};
 
 /// The prefix of the address of every interrupt message.
-pub const PREFIX: u64 = 0xfee;
+pub const PREFIX: u64 = MessageAddress::PREFIX as u64;
 /// The requester that stands for a message whose sender is not named.
 pub const NO_REQUESTER: u16 = 0xffff;
 
@@ -173,46 +177,17 @@ pub fn apply(rules: Rules, [low, high]: [u64; 2], index: u32, requester: u16) ->
     Ok(if entry.posted() { post(posted, validation, index, requester) } else { message(rules, entry) })
 }
 
-/// The address of a message to local APICs, with bits 31:8 of the destination as the local APICs take them.
-#[bitfield(u64)]
-struct MessageAddress {
-    #[bits(2)]
-    __: u8,
-    logical: bool,
-    hint: bool,
-    __: u8,
-    destination: u8,
-    #[bits(12)]
-    prefix: u16,
-    __: u8,
-    #[bits(24)]
-    destination_high: u32,
-}
-
-/// The data of such a message.
-#[bitfield(u32)]
-struct MessageData {
-    vector: u8,
-    #[bits(3)]
-    delivery_mode: u8,
-    #[bits(3)]
-    __: u8,
-    assert: bool,
-    level: bool,
-    __: u16,
-}
-
 /// The address that reaches this destination.
 fn address(rules: Rules, destination: u32) -> MessageAddress {
     let id = if rules.extended_mode { destination } else { destination >> 8 & 0xff };
-    MessageAddress::new().with_prefix(PREFIX as u16).with_destination(id as u8).with_destination_high(id >> 8)
+    MessageAddress::to(id, false)
 }
 
 fn message(rules: Rules, entry: Remapped) -> Way {
     let address = address(rules, entry.destination()).with_logical(entry.logical()).with_hint(entry.hint());
     let data = MessageData::new()
         .with_vector(entry.vector())
-        .with_delivery_mode(entry.delivery_mode())
+        .with_delivery_mode(DeliveryMode::from_bits(entry.delivery_mode()))
         .with_assert(true)
         .with_level(entry.level());
     Way::Message { address: address.into_bits(), data: data.into_bits() }

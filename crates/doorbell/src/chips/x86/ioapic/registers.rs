@@ -2,7 +2,10 @@
 
 use bitfield_struct::bitfield;
 
-use crate::{DeviceId, MsiMessage};
+use crate::{
+    DeviceId, MsiMessage,
+    chips::x86::message::{DeliveryMode, MessageAddress, MessageData},
+};
 
 /// Offset of the index register in the MMIO window.
 pub const INDEX: u64 = 0x00;
@@ -90,45 +93,15 @@ impl RedirectionEntry {
     pub fn message(self, device_id: Option<DeviceId>) -> MsiMessage {
         let address = MessageAddress::new()
             .with_logical(self.logical())
-            .with_extended(self.extended())
+            .with_remappable(self.extended() & 1 == 1)
+            .with_destination_ext(self.extended() >> 1)
             .with_destination(self.destination())
             .with_prefix(MessageAddress::PREFIX);
         let data = MessageData::new()
             .with_vector(self.vector())
-            .with_delivery_mode(self.delivery_mode())
+            .with_delivery_mode(DeliveryMode::from_bits(self.delivery_mode()))
             .with_assert(true)
             .with_level(self.level());
-        MsiMessage { address: u64::from(address.into_bits()), data: data.into_bits(), device_id }
+        MsiMessage { address: address.into_bits(), data: data.into_bits(), device_id }
     }
-}
-
-/// The address that an IOAPIC writes to (Intel SDM volume 3, section 11.11.1).
-#[bitfield(u32)]
-struct MessageAddress {
-    #[bits(2)]
-    __: u8,
-    logical: bool,
-    __: bool,
-    extended: u8,
-    #[bits(8)]
-    destination: u8,
-    #[bits(12)]
-    prefix: u16,
-}
-
-impl MessageAddress {
-    const PREFIX: u16 = 0xfee;
-}
-
-/// The data that an IOAPIC writes (Intel SDM volume 3, section 11.11.2).
-#[bitfield(u32)]
-struct MessageData {
-    vector: u8,
-    #[bits(3)]
-    delivery_mode: u8,
-    #[bits(3)]
-    __: u8,
-    assert: bool,
-    level: bool,
-    __: u16,
 }

@@ -5,10 +5,10 @@
 //! destinations while ids or logical ids are not distinct.
 
 use super::{
-    ApicSet,
+    ApicSet, DeliveryMode,
     interrupt::Interrupt,
     map::{Format, Named, Summary, hashed},
-    registers::{DeliveryMode, Shorthand},
+    registers::Shorthand,
 };
 
 const X2APIC_BROADCAST: u32 = u32::MAX;

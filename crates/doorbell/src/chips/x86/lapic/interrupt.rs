@@ -1,8 +1,8 @@
 //! One interrupt on its way to local APICs, and the forms it comes in.
 
 use super::{
-    ApicOptions,
-    registers::{DeliveryMode, Icr, MessageAddress, MessageData, Shorthand},
+    ApicOptions, DeliveryMode, MessageAddress, MessageData,
+    registers::{Icr, Shorthand},
 };
 use crate::{MsiMessage, Target};
 

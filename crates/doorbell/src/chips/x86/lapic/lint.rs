@@ -5,8 +5,8 @@
 //! then, a level is what it is at that moment.
 
 use super::{
-    ApicSet, LocalApic,
-    registers::{DeliveryMode, LvtEntry, slot},
+    ApicSet, DeliveryMode, LocalApic,
+    registers::{LvtEntry, slot},
     shared::Events,
 };
 use crate::{

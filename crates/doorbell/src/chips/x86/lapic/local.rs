@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::{
-    ApicSet,
+    ApicSet, DeliveryMode,
     interrupt::Interrupt,
     map::Config,
-    registers::{ApicBase, DeliveryMode, Esr, LvtEntry, Shorthand, Svr, VersionRegister, slot},
+    registers::{ApicBase, Esr, LvtEntry, Shorthand, Svr, VersionRegister, slot},
     shared::{Events, Shared},
     timer::Timer,
 };

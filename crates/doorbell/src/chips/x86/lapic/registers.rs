@@ -2,6 +2,8 @@
 
 use bitfield_struct::bitfield;
 
+use crate::chips::x86::message::DeliveryMode;
+
 /// The registers by number: the xAPIC offset is 16 times it, the x2APIC MSR is 0x800 plus it.
 pub mod slot {
     #![allow(missing_docs, reason = "the names are the manual's")]
@@ -33,41 +35,6 @@ pub mod slot {
     pub const SELF_IPI: usize = 0x3f;
     /// How many registers a page holds.
     pub const COUNT: usize = 0x40;
-}
-
-/// What is delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub enum DeliveryMode {
-    Fixed = 0,
-    LowestPriority = 1,
-    Smi = 2,
-    RemoteRead = 3,
-    Nmi = 4,
-    Init = 5,
-    Startup = 6,
-    ExtInt = 7,
-}
-
-impl DeliveryMode {
-    const fn into_bits(self) -> u8 {
-        self as u8
-    }
-
-    /// The mode with this number, of which the low three bits count.
-    pub const fn from_bits(bits: u8) -> Self {
-        match bits & 7 {
-            0 => Self::Fixed,
-            1 => Self::LowestPriority,
-            2 => Self::Smi,
-            3 => Self::RemoteRead,
-            4 => Self::Nmi,
-            5 => Self::Init,
-            6 => Self::Startup,
-            _ => Self::ExtInt,
-        }
-    }
 }
 
 /// A destination that needs no number.
@@ -306,55 +273,4 @@ impl ApicBase {
     pub const RESET: Self = Self::new().with_page(0xfee00).with_enabled(true);
     /// The bits that must be 0, apart from those above the physical address width.
     pub const RESERVED: u64 = 0x2ff;
-}
-
-/// The address of a message (section 11.11.1), with the two ways of hypervisors to name more than 255 CPUs.
-#[bitfield(u64)]
-pub struct MessageAddress {
-    #[bits(2)]
-    __: u8,
-    /// The destination is logical.
-    pub logical: bool,
-    /// Redirection hint: exactly one CPU of those that match.
-    pub hint: bool,
-    /// The message is in the remappable format (VT-d, section 5.1.2.2), whose bits mean something else.
-    pub remappable: bool,
-    /// Bits 14:8 of the destination, as hypervisors have it ([`ext_dest_id`](super::ApicOptions::ext_dest_id)).
-    #[bits(7)]
-    pub destination_ext: u8,
-    /// The destination.
-    pub destination: u8,
-    /// 0xfee.
-    #[bits(12)]
-    pub prefix: u16,
-    __: u8,
-    /// Bits 31:8 of the destination, if such ids are enabled.
-    #[bits(24)]
-    pub destination_high: u32,
-}
-
-impl MessageAddress {
-    /// The whole destination.
-    pub(super) fn wide_destination(self, extended_ids: bool, ext_dest_id: bool) -> u32 {
-        let high = if extended_ids { self.destination_high() << 8 } else { 0 };
-        let ext = if ext_dest_id && !self.remappable() { u32::from(self.destination_ext()) << 8 } else { 0 };
-        high | ext | u32::from(self.destination())
-    }
-}
-
-/// The data of a message (section 11.11.2).
-#[bitfield(u32)]
-pub struct MessageData {
-    /// The vector.
-    pub vector: u8,
-    /// What is delivered.
-    #[bits(3)]
-    pub delivery_mode: DeliveryMode,
-    #[bits(3)]
-    __: u8,
-    /// Assert; KVM takes every message as asserted.
-    pub assert: bool,
-    /// Level-triggered.
-    pub level: bool,
-    __: u16,
 }

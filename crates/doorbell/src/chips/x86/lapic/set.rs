@@ -5,11 +5,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
-    ApicOptions, LocalApic,
+    ApicOptions, DeliveryMode, LocalApic, MessageAddress,
     destination::Source,
     interrupt::{Interrupt, Packed},
     map::{Config, Map, Named, Written},
-    registers::{DeliveryMode, Esr, MessageAddress},
+    registers::Esr,
     shared::{Events, Shared},
 };
 use crate::{
