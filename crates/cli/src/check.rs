@@ -12,6 +12,7 @@ pub mod kvm;
 pub mod qemu;
 mod random;
 mod shrink;
+mod tally;
 
 /// What `doorbell check` takes.
 #[derive(Debug, clap::Args)]

@@ -9,7 +9,7 @@ use doorbell::kvm::abi::{Kvm, bind_to_this_cpu};
 use doorbell::kvm_abi::{Errno, types::CAP_X86_SMM};
 
 use super::failure::Failure;
-use super::{progress, shard, shrink};
+use super::{progress, shard, shrink, tally};
 use crate::run::stop;
 
 mod call;
@@ -109,13 +109,13 @@ pub fn main(args: Args) -> ExitCode {
     let kvm = match Kvm::open() {
         Ok(kvm) => kvm,
         Err(errno) => {
-            report::skipped(&args, &format!("/dev/kvm cannot be used: {}", compare::errno_name(errno)));
+            tally::skipped(args.json, &format!("/dev/kvm cannot be used: {}", compare::errno_name(errno)));
             return ExitCode::from(SKIPPED);
         }
     };
     match check(&args, &kvm) {
         Ok(report) => {
-            let failed = !report.failures.is_empty();
+            let failed = !report.tally.failures.is_empty();
             match report.print(&args) {
                 Ok(()) => ExitCode::from(u8::from(failed)),
                 Err(error) => {
@@ -152,9 +152,10 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
     let mut guests: Option<Guests> = None;
     let bar = progress(numbers.len() as u64);
     let start = Instant::now();
-    let mut report = Report { asked: numbers.len() as u64, ..Report::default() };
+    let mut report = Report::default();
+    report.tally.asked = numbers.len() as u64;
     for number in numbers {
-        if stop::requested() || report.failures.len() >= ENOUGH_FAILURES {
+        if stop::requested() || report.tally.failures.len() >= ENOUGH_FAILURES {
             break;
         }
         if args.guest.takes(args.seed, number) {
@@ -164,24 +165,24 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
             };
             report.accepts = Some(guests.accepts);
             match guests.run(args, number, &mut report.coverage)? {
-                None => report.passed += 1,
-                Some(failure) => report.failures.push(failure),
+                None => report.tally.passed += 1,
+                Some(failure) => report.tally.failures.push(failure),
             }
-            report.seconds = start.elapsed().as_secs_f64();
+            report.tally.seconds = start.elapsed().as_secs_f64();
             bar.inc(1);
             continue;
         }
         let program = program::generate(args.seed, number, args.calls as usize, smi);
         report.coverage.begin();
         match pair.run(&program.calls, Some(&mut report.coverage))? {
-            None => report.passed += 1,
-            Some(found) => report.failures.push(failure(&mut pair, args, &program, found)?),
+            None => report.tally.passed += 1,
+            Some(found) => report.tally.failures.push(failure(&mut pair, args, &program, found)?),
         }
-        report.seconds = start.elapsed().as_secs_f64();
+        report.tally.seconds = start.elapsed().as_secs_f64();
         bar.inc(1);
     }
     bar.finish_and_clear();
-    report.stopped = stop::requested();
+    report.tally.stopped = stop::requested();
     Ok(report)
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 
 use super::failure::Failure;
-use super::{progress, say, shard, shrink};
+use super::{progress, say, shard, shrink, tally};
 use crate::run::stop;
 
 mod compare;
@@ -95,7 +95,7 @@ pub fn main(args: Args) -> ExitCode {
     }
     match check(&args) {
         Ok(report) => {
-            let failed = !report.failures.is_empty();
+            let failed = !report.tally.failures.is_empty();
             match report.print(&args) {
                 Ok(()) => ExitCode::from(u8::from(failed)),
                 Err(error) => {
@@ -105,7 +105,7 @@ pub fn main(args: Args) -> ExitCode {
             }
         }
         Err(Missing::Program(why)) => {
-            report::skipped(&args, &why);
+            tally::skipped(args.json, &why);
             ExitCode::from(SKIPPED)
         }
         Err(Missing::Other(why)) => {
@@ -178,9 +178,10 @@ fn check(args: &Args) -> Result<Report, Missing> {
     };
     let bar = progress(numbers.len() as u64);
     let start = Instant::now();
-    let mut report = Report { asked: numbers.len() as u64, ..Report::default() };
+    let mut report = Report::default();
+    report.tally.asked = numbers.len() as u64;
     for number in numbers {
-        if stop::requested() || report.failures.len() >= ENOUGH_FAILURES {
+        if stop::requested() || report.tally.failures.len() >= ENOUGH_FAILURES {
             break;
         }
         let program = program::generate(args.seed, number, args.calls as usize);
@@ -188,14 +189,14 @@ fn check(args: &Args) -> Result<Report, Missing> {
         report.coverage.begin();
         let named = |error: Error| format!("program {number} of seed {}: {error}", args.seed);
         match pair.run(&program.steps, Some(&mut report.coverage)).map_err(named)? {
-            None => report.passed += 1,
-            Some(found) => report.failures.push(failure(pair, args, &program, found)?),
+            None => report.tally.passed += 1,
+            Some(found) => report.tally.failures.push(failure(pair, args, &program, found)?),
         }
-        report.seconds = start.elapsed().as_secs_f64();
+        report.tally.seconds = start.elapsed().as_secs_f64();
         bar.inc(1);
     }
     bar.finish_and_clear();
-    report.stopped = stop::requested();
+    report.tally.stopped = stop::requested();
     Ok(report)
 }
 
