@@ -322,8 +322,9 @@ impl Model {
         let mut entry;
         if index & 1 == 1 {
             let mut destination = value >> 24;
+            // Also before anything is remapped: a line that stays high is sent again when it is.
+            let value = if value & REMAPPABLE != 0 { value | ODD_INDEX } else { value };
             if self.remapping && value & REMAPPABLE != 0 {
-                let value = value | ODD_INDEX;
                 self.entries[pin] = old & 0xffff_ffff | u64::from(value) << 32;
                 return value;
             }
