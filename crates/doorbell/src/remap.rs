@@ -42,3 +42,42 @@ pub fn read_128(ram: &dyn GuestRam, address: u64) -> Result<[u64; 2], NoMemory> 
     }
     Ok([ram.read_le(address)?, above])
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// An entry that changes as a whole before each of the first loads.
+    struct Restless {
+        loads: AtomicU64,
+        changes: u64,
+    }
+
+    impl GuestRam for Restless {
+        fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), NoMemory> {
+            let change = self.loads.fetch_add(1, Ordering::Relaxed).min(self.changes);
+            bytes.copy_from_slice(&(change << 8 | address).to_le_bytes());
+            Ok(())
+        }
+        fn write(&self, address: u64, _: &[u8]) -> Result<(), NoMemory> {
+            Err(NoMemory { address, length: 8 })
+        }
+    }
+
+    #[test]
+    fn the_halves_of_an_entry_belong_together() {
+        for changes in 0..13 {
+            let ram = Restless { loads: AtomicU64::new(0), changes };
+            let entry = read_128(&ram, 0).unwrap();
+            assert_eq!(entry, [changes << 8, changes << 8 | 8], "the last one, after {changes} changes");
+        }
+        let ram = Restless { loads: AtomicU64::new(0), changes: 0 };
+        read_128(&ram, 0).unwrap();
+        assert_eq!(ram.loads.into_inner(), 3, "high, low, and high once more");
+        let ram = Restless { loads: AtomicU64::new(0), changes: u64::MAX };
+        read_128(&ram, 0).unwrap();
+        assert_eq!(ram.loads.into_inner(), 16, "and no more");
+    }
+}

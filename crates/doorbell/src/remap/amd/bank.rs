@@ -322,3 +322,48 @@ impl Bank {
         enable.then(|| MsiMessage::new(address, data.into()))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Enabled, by itself, overflowed.
+    const ALL: [[bool; 3]; 8] = [
+        [false, false, false],
+        [false, false, true],
+        [false, true, false],
+        [false, true, true],
+        [true, false, false],
+        [true, false, true],
+        [true, true, false],
+        [true, true, true],
+    ];
+
+    #[test]
+    fn what_has_stopped_starts_anew_when_it_has_been_off_or_its_overflow_is_cleared() {
+        for [enable, own, overflow] in ALL {
+            let mut bank = Bank::default();
+            bank.commands.halted = true;
+            bank.events.halted = true;
+            bank.guests.halted = true;
+            bank.status.set_event_overflow(overflow);
+            bank.status.set_guest_overflow(overflow);
+            let control = Control::new().with_enable(enable).with_command_buffer(own);
+            bank.set_control(control.with_event_log(own).with_guest_log(own));
+            let halted = [bank.commands.halted, bank.events.halted, bank.guests.halted];
+            let log = enable && own && overflow;
+            assert_eq!(halted, [enable && own, log, log], "enable {enable}, own {own}, overflow {overflow}");
+        }
+    }
+
+    #[test]
+    fn the_halves_of_the_message_s_address_are_stored_apart() {
+        let features = Features { first: ExtendedFeatures::new(), second: ExtendedFeatures2::new() };
+        let mut bank = Bank::default();
+        for (low, high) in [(0xfee0_1000u64, 0x12u64), (0xfee0_2000, 0x21)] {
+            let _ = bank.write(offset::MSI_HEADER, low << 32, u64::MAX, features);
+            let _ = bank.write(offset::MSI_DATA, 0x41 << 32 | high, u64::MAX, features);
+            assert_eq!((bank.msi.address, bank.msi.data), (high << 32 | low, 0x41));
+        }
+    }
+}

@@ -330,3 +330,42 @@ fn states_that_cannot_be_are_refused_and_change_nothing() {
         assert!(plain.restore(&state).is_err());
     }
 }
+
+#[test]
+fn a_load_across_registers_reads_nothing() {
+    let rig = Rig::remapping();
+    rig.unit.write(r::FAULT_EVENT + 4, 4, 0x41);
+    rig.send(0xfee0_0010, 0, DEVICE);
+    assert_eq!(rig.unit.read(r::FAULT_EVENT + 4, 4), 0x41);
+    assert_ne!(rig.unit.read(r::FAULT_RECORDS + 12, 4), 0, "a fault is recorded");
+    for offset in [1, 2, 3] {
+        assert_eq!(rig.unit.read(r::FAULT_EVENT + offset, 4), 0, "offset {offset}");
+        assert_eq!(rig.unit.read(r::FAULT_RECORDS + 8 + offset, 4), 0, "offset {offset}");
+    }
+    assert_eq!(rig.unit.read(r::FAULT_RECORDS + 4, 8), 0);
+}
+
+#[test]
+fn a_store_across_registers_changes_nothing() {
+    let options = VtdOptions { fault_records: 3, ..VtdOptions::default() };
+    let rig = Rig::new(options);
+    let before = rig.unit.save();
+    for offset in [1, 2, 3] {
+        rig.unit.write(r::FAULT_EVENT + 8 + offset, 4, 0xfee0_1000);
+        rig.unit.write(r::COMPLETION_EVENT + 8 + offset, 4, 0xfee0_1000);
+    }
+    assert_eq!(rig.unit.save(), before);
+    assert_eq!(rig.unit.options(), &options);
+}
+
+#[test]
+fn the_highest_error_and_a_completion_are_restored_and_more_is_refused() {
+    let rig = Rig::new(VtdOptions::default());
+    let state = VtdState { queue_error: 0xf, completion: 1, ..rig.unit.save() };
+    rig.unit.restore(&state).unwrap();
+    assert_eq!(rig.unit.save(), state);
+    for wrong in [VtdState { queue_error: 0x10, ..state.clone() }, VtdState { completion: 2, ..state.clone() }] {
+        rig.unit.restore(&wrong).unwrap_err();
+        assert_eq!(rig.unit.save(), state);
+    }
+}
