@@ -33,7 +33,7 @@ impl<T> UnsafeCell<T> {
 /// Orders a sequentially consistent access before a later one of the same thread.
 ///
 /// The language promises that, so that a build needs nothing here; loom weakens such accesses and is told by a fence.
-#[cfg(feature = "x86")]
+#[cfg(any(feature = "arm", feature = "x86"))]
 #[inline(always)]
 pub(crate) fn seqcst_boundary() {
     #[cfg(loom)]

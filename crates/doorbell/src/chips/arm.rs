@@ -1,0 +1,26 @@
+//! The Arm controllers: a GICv3 (Arm IHI 0069) with its ITS, and GICv2m.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`intid`], [`affinity`], [`options`] | interrupt numbers, the names of vCPUs, how a GIC is built |
+//! | [`gic`] | [`Gic`]: what all threads share |
+//! | `irq`, `queue` | one interrupt's state, and what waits for one vCPU |
+//!
+//! An interrupt is one atomic word. Who makes it deliverable also puts it into the inbox of its vCPU, without a lock; the
+//! vCPU files what came by priority and takes the most urgent. A configuration call that moves an interrupt elsewhere
+//! takes it out of the queue that it waits in, so that it is visible at its new vCPU at once.
+//!
+//! Numbers in parentheses (C12, I13, H23, …) are those of the project's specification pages.
+#![forbid(unsafe_code)]
+#![allow(dead_code, reason = "registers, CPU interface and LPIs, which use it, follow")]
+
+pub mod affinity;
+pub mod gic;
+pub mod intid;
+mod irq;
+pub mod options;
+mod queue;
+
+pub use affinity::Affinity;
+pub use gic::Gic;
+pub use options::{Behaviour, GicOptions, Identity};

@@ -1,0 +1,114 @@
+//! One interrupt: its state in one word, and its place in a queue.
+//!
+//! The state machine is that of Arm IHI 0069, "Interrupt handling and prioritization", "Interrupt handling state machine".
+
+use super::{intid, queue::DETACHED};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// No vCPU: the target of an interrupt that is routed to none.
+pub(super) const NOBODY: u16 = 0xffff;
+
+/// Everything that decides whether and where an interrupt is delivered.
+#[bitfield_struct::bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub(super) struct IrqState {
+    /// Five bits of it exist; the low three are zero.
+    pub priority: u8,
+    pub enabled: bool,
+    /// The pending latch: set by an edge or by software.
+    pub latch: bool,
+    /// The level of the input.
+    pub line: bool,
+    pub active: bool,
+    /// Edge-triggered; else it is pending while the line is high, too.
+    pub edge: bool,
+    /// Group 1; else Group 0.
+    pub group1: bool,
+    /// GICD_IGRPMODR, which means nothing in one Security state.
+    pub modifier: bool,
+    /// GICD_IROUTER.Interrupt_Routing_Mode: any one vCPU takes it.
+    pub any: bool,
+    /// It is in the queue of `holder`, or the one who set this is about to push it there. Cleared only with the lock of
+    /// that queue held, by one who has unlinked it.
+    pub queued: bool,
+    #[bits(15)]
+    __: u16,
+    /// The index of the vCPU that it is for, or [`NOBODY`].
+    pub target: u16,
+    /// Whose queue it is in, while `queued`.
+    pub holder: u16,
+}
+
+/// How many levels of priority there are: five bits.
+pub(super) const LEVELS: usize = 32;
+/// The bits of a priority that exist.
+pub(super) const PRIORITY: u8 = 0xf8;
+
+impl IrqState {
+    /// Whether it is pending (C10 to C12).
+    pub fn pending(self) -> bool {
+        self.latch() || self.line() && !self.edge()
+    }
+
+    /// Whether it is to be in a queue: everything but the group enables and the priorities of its vCPU is in its favour.
+    pub fn wanted(self) -> bool {
+        self.enabled() && self.pending() && !self.active() && self.target() != NOBODY
+    }
+
+    /// Its level, 0 the most urgent.
+    pub fn level(self) -> usize {
+        usize::from(self.priority() >> 3)
+    }
+
+    /// Where in which queue it belongs: a queued interrupt for which this changes must be moved.
+    fn place(self) -> (u16, usize, bool) {
+        (self.target(), self.level(), self.group1())
+    }
+
+    /// Whether a change from `self` to `next` leaves it queued in the wrong place.
+    pub fn is_displaced_by(self, next: Self) -> bool {
+        next.queued() && (self.place() != next.place() || next.holder() != next.target())
+    }
+
+    /// After an acknowledge (C13, C30).
+    pub fn taken(self, intid: u32) -> Self {
+        self.with_latch(false).with_active(intid < intid::FIRST_LPI)
+    }
+}
+
+/// An interrupt. Its number is known to who holds it.
+#[derive(Debug)]
+pub(super) struct Irq {
+    /// An [`IrqState`]. All accesses are sequentially consistent: see `queue.rs`.
+    state: AtomicU64,
+    /// The next in a list, or in an inbox. Written by who pushes it, then by who holds the lock of the queue.
+    pub(super) next: AtomicU32,
+    /// The one before in a list; [`DETACHED`] while it is in none. Written with the lock of the queue held.
+    pub(super) prev: AtomicU32,
+}
+
+impl Irq {
+    pub fn new(state: IrqState) -> Self {
+        Self {
+            state: AtomicU64::new(state.into_bits()),
+            next: AtomicU32::new(DETACHED),
+            prev: AtomicU32::new(DETACHED),
+        }
+    }
+
+    #[inline]
+    pub fn state(&self) -> IrqState {
+        // SeqCst: see `queue.rs`.
+        IrqState::from_bits(self.state.load(Ordering::SeqCst))
+    }
+
+    /// Changes `now` to `next`, or says what it is instead.
+    #[inline]
+    pub fn exchange(&self, now: IrqState, next: IrqState) -> Result<(), IrqState> {
+        // SeqCst: see `queue.rs`. A change to the same is made as well: it orders what a device wrote before its interrupt.
+        match self.state.compare_exchange_weak(now.into_bits(), next.into_bits(), Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => Ok(()),
+            Err(found) => Err(IrqState::from_bits(found)),
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! What waits for one vCPU.
+//!
+//! | step | by | needs |
+//! |---|---|---|
+//! | an interrupt becomes wanted: its word gets `queued`, it is pushed into the inbox | anybody | two locked instructions |
+//! | the inbox is emptied into lists, by lane and priority | who holds the lock | the lock of the queue |
+//! | the most urgent is taken, or what is not wanted any more is thrown out | the vCPU | the lock of the queue |
+//! | one that belongs elsewhere now is unlinked and pushed there | who changed it | the lock of the queue |
+//!
+//! Invariants:
+//!
+//! * an interrupt with `queued` is in one place: on the way into the inbox of its holder, in that inbox, or in one list of
+//!   that holder. Only who holds the queue's lock, and has unlinked it, clears `queued`;
+//! * an interrupt that is wanted is queued, or somebody who changed it is about to queue it. So nothing that is deliverable
+//!   can be overlooked; what is queued and not wanted any more is met and thrown out later;
+//! * whoever moves a queued interrupt elsewhere changes its word first and then looks for it in the queue; who pushes it
+//!   looks at its word again after the push. One of the two sees the other and puts it right ([`Gic::requeue`]), because
+//!   these accesses are sequentially consistent;
+//! * whoever makes an interrupt wanted and then finds its vCPU armed takes the arming away and wakes it; a vCPU arms first and
+//!   then looks at its queue. One of the two sees the other, in the same way.
+//!
+//! Inside a level SGIs, PPIs and SPIs are taken by INTID, lowest first (C20); LPIs in the order in which they came, after
+//! the others.
+//!
+//! [`Gic::requeue`]: super::Gic::requeue
+
+use super::{
+    intid::FIRST_LPI,
+    irq::{Irq, IrqState, LEVELS},
+};
+use crate::sync::{AtomicU32, Mutex, Ordering, seqcst_boundary};
+
+/// In [`Irq::prev`]: it is in no list.
+pub(super) const DETACHED: u32 = u32::MAX;
+/// In an inbox: its end.
+const END: u32 = u32::MAX - 1;
+/// In a link: it leads back to the list itself.
+const LIST: u32 = 1 << 31;
+
+/// What is filed apart, because it can be disabled as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    Group0,
+    Group1,
+    /// Always Group 1; after the other interrupts of its level.
+    Lpi,
+}
+
+impl Lane {
+    const ALL: [Self; 3] = [Self::Group0, Self::Group1, Self::Lpi];
+
+    fn of(intid: u32, state: IrqState) -> Self {
+        match (intid >= FIRST_LPI, state.group1()) {
+            (true, _) => Self::Lpi,
+            (false, true) => Self::Group1,
+            (false, false) => Self::Group0,
+        }
+    }
+
+    pub fn is_group1(self) -> bool {
+        self != Self::Group0
+    }
+}
+
+/// Where the interrupts of a queue are found by their numbers: those of one vCPU, and those of all.
+pub(super) trait Irqs {
+    /// The interrupt; every number that was pushed has one.
+    fn irq(&self, intid: u32) -> Option<&Irq>;
+}
+
+/// An interrupt that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub intid: u32,
+    pub lane: Lane,
+    pub state: IrqState,
+}
+
+/// One vCPU's queue.
+#[repr(align(128))]
+pub(super) struct Queue {
+    /// The index of its vCPU.
+    owner: u16,
+    /// The last one pushed, or [`END`]. Links lead to those before it.
+    inbox: AtomicU32,
+    /// 1 while the vCPU wants to be woken. Set by the vCPU, taken by who wakes it.
+    armed: AtomicU32,
+    /// Lock order: after everything else of the GIC; no two queues are held at once, and nothing is called.
+    filed: Mutex<Filed>,
+}
+
+/// The lists, for who holds the lock.
+pub(super) struct Filed {
+    /// For each lane a bit for each level that has entries, bit 0 the most urgent.
+    occupied: [u32; 3],
+    lists: [[List; LEVELS]; 3],
+}
+
+/// The first and the last of a list; both lead to the list itself while it is empty.
+#[derive(Clone, Copy)]
+struct List {
+    head: u32,
+    tail: u32,
+}
+
+/// The link that stands for a list.
+fn link(lane: usize, level: usize) -> u32 {
+    LIST | (lane * LEVELS + level) as u32
+}
+
+impl Filed {
+    fn new() -> Self {
+        let list = |lane, level| List { head: link(lane, level), tail: link(lane, level) };
+        Self { occupied: [0; 3], lists: std::array::from_fn(|lane| std::array::from_fn(|level| list(lane, level))) }
+    }
+
+    fn list(&mut self, link: u32) -> &mut List {
+        let number = (link & !LIST) as usize;
+        &mut self.lists[number / LEVELS % 3][number % LEVELS]
+    }
+
+    /// Sets the link of `at`, an interrupt or a list, to what follows it.
+    fn set_next(&mut self, irqs: &impl Irqs, at: u32, to: u32) {
+        if at & LIST != 0 {
+            self.list(at).head = to;
+        } else if let Some(irq) = irqs.irq(at) {
+            // Relaxed, here and below: links are read and written with the lock held.
+            irq.next.store(to, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the link of `at`, an interrupt or a list, to what comes before it.
+    fn set_prev(&mut self, irqs: &impl Irqs, at: u32, to: u32) {
+        if at & LIST != 0 {
+            self.list(at).tail = to;
+        } else if let Some(irq) = irqs.irq(at) {
+            irq.prev.store(to, Ordering::Relaxed);
+        }
+    }
+
+    /// Files an interrupt that is in no list by what its state says now.
+    fn insert(&mut self, irqs: &impl Irqs, intid: u32, irq: &Irq, state: IrqState) {
+        let (lane, level) = (Lane::of(intid, state) as usize, state.level());
+        let here = link(lane, level);
+        let mut before = self.lists[lane][level].tail;
+        // From the end: what comes in order needs no search.
+        while intid < FIRST_LPI && before & LIST == 0 && before > intid {
+            match irqs.irq(before) {
+                Some(other) => before = other.prev.load(Ordering::Relaxed),
+                None => break,
+            }
+        }
+        let after = if before & LIST != 0 {
+            self.list(here).head
+        } else {
+            irqs.irq(before).map_or(here, |other| other.next.load(Ordering::Relaxed))
+        };
+        irq.prev.store(before, Ordering::Relaxed);
+        irq.next.store(after, Ordering::Relaxed);
+        self.set_next(irqs, before, intid);
+        self.set_prev(irqs, after, intid);
+        self.occupied[lane] |= 1 << level;
+    }
+
+    /// Takes an interrupt out of its list; false if it is in none.
+    fn unlink(&mut self, irqs: &impl Irqs, irq: &Irq) -> bool {
+        let before = irq.prev.load(Ordering::Relaxed);
+        if before == DETACHED {
+            return false;
+        }
+        let after = irq.next.load(Ordering::Relaxed);
+        self.set_next(irqs, before, after);
+        self.set_prev(irqs, after, before);
+        irq.prev.store(DETACHED, Ordering::Relaxed);
+        if before & after & LIST != 0 {
+            // It was the only one.
+            let number = (before & !LIST) as usize;
+            self.occupied[number / LEVELS % 3] &= !(1 << (number % LEVELS));
+        }
+        true
+    }
+}
+
+impl Queue {
+    pub fn new(owner: u16) -> Self {
+        Self { owner, inbox: AtomicU32::new(END), armed: AtomicU32::new(0), filed: Mutex::new(Filed::new()) }
+    }
+
+    /// Puts an interrupt in, by who has just set its `queued`.
+    #[inline]
+    pub fn push(&self, intid: u32, irq: &Irq) {
+        let mut head = self.inbox.load(Ordering::Relaxed);
+        loop {
+            // Relaxed: published by the exchange.
+            irq.next.store(head, Ordering::Relaxed);
+            // SeqCst: releases the link to who empties the inbox, and see the invariants.
+            match self.inbox.compare_exchange_weak(head, intid, Ordering::SeqCst, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(found) => head = found,
+            }
+        }
+    }
+
+    /// Whether the vCPU wanted to be woken; it no longer does.
+    #[inline]
+    #[must_use]
+    pub fn take_arming(&self) -> bool {
+        seqcst_boundary();
+        // SeqCst: see the invariants. Looked at before it is swapped: usually nobody has armed since the last wake-up.
+        self.armed.load(Ordering::SeqCst) != 0 && self.armed.swap(0, Ordering::SeqCst) != 0
+    }
+
+    /// By the vCPU: asks to be woken. The queue must be looked at afterwards.
+    pub fn arm(&self) {
+        // SeqCst: see the invariants. A swap, as in the local APIC.
+        self.armed.swap(1, Ordering::SeqCst);
+        seqcst_boundary();
+    }
+
+    /// By the vCPU: it is awake and will look.
+    pub fn disarm(&self) {
+        // Relaxed: an arming that is taken late costs one needless wake-up.
+        if self.armed.load(Ordering::Relaxed) != 0 {
+            self.armed.swap(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The most urgent interrupt of the lanes that `open` lets through.
+    #[inline]
+    pub fn peek(&self, irqs: &impl Irqs, open: impl Fn(Lane) -> bool) -> Option<Candidate> {
+        let mut filed = self.filed.lock();
+        self.file_inbox(&mut filed, irqs);
+        self.best(&mut filed, irqs, &open)
+    }
+
+    /// The same; if `accept` says so it is taken, and changed by `change` in the same step.
+    #[inline]
+    pub fn take(
+        &self,
+        irqs: &impl Irqs,
+        open: impl Fn(Lane) -> bool,
+        accept: impl Fn(&Candidate) -> bool,
+        change: impl Fn(IrqState) -> IrqState,
+    ) -> Option<Candidate> {
+        let mut filed = self.filed.lock();
+        self.file_inbox(&mut filed, irqs);
+        loop {
+            let candidate = self.best(&mut filed, irqs, &open)?;
+            if !accept(&candidate) {
+                return None;
+            }
+            let irq = irqs.irq(candidate.intid)?;
+            // Unlinked first: when `queued` is gone others may push it.
+            filed.unlink(irqs, irq);
+            let next = change(candidate.state).with_queued(false);
+            if irq.exchange(candidate.state, next).is_ok() {
+                return Some(candidate);
+            }
+            self.settle(&mut filed, irqs, candidate.intid, irq);
+        }
+    }
+
+    /// Takes an interrupt out, whatever its state; false if it is not filed here. Its `queued` is still set afterwards and
+    /// is the caller's to clear.
+    pub fn remove(&self, irqs: &impl Irqs, irq: &Irq) -> bool {
+        let mut filed = self.filed.lock();
+        self.file_inbox(&mut filed, irqs);
+        let state = irq.state();
+        // Somebody else may have moved it since, into a queue whose lock this is not.
+        state.queued() && state.holder() == self.owner && filed.unlink(irqs, irq)
+    }
+
+    /// Whether anything is here at all, wanted or not.
+    pub fn is_empty(&self) -> bool {
+        // SeqCst: see the invariants.
+        self.inbox.load(Ordering::SeqCst) == END && self.filed.lock().occupied == [0; 3]
+    }
+
+    /// Empties the inbox into the lists, the oldest first.
+    #[inline]
+    fn file_inbox(&self, filed: &mut Filed, irqs: &impl Irqs) {
+        // SeqCst: acquires the links, and see the invariants.
+        if self.inbox.load(Ordering::SeqCst) == END {
+            return;
+        }
+        let mut newest = self.inbox.swap(END, Ordering::SeqCst);
+        let mut oldest = END;
+        while newest != END {
+            let Some(irq) = irqs.irq(newest) else { break };
+            let older = irq.next.load(Ordering::Relaxed);
+            irq.next.store(oldest, Ordering::Relaxed);
+            oldest = newest;
+            newest = older;
+        }
+        while oldest != END {
+            let Some(irq) = irqs.irq(oldest) else { break };
+            let next = irq.next.load(Ordering::Relaxed);
+            filed.insert(irqs, oldest, irq, irq.state());
+            oldest = next;
+        }
+    }
+
+    /// The most urgent interrupt that is wanted; what is not, and is in the way, is thrown out.
+    #[inline]
+    fn best(&self, filed: &mut Filed, irqs: &impl Irqs, open: &impl Fn(Lane) -> bool) -> Option<Candidate> {
+        loop {
+            let mut found: Option<(u32, Lane)> = None;
+            for lane in Lane::ALL {
+                let level = filed.occupied[lane as usize].trailing_zeros();
+                // Strictly: at one level the lane that comes first.
+                if open(lane) && level < found.map_or(LEVELS as u32, |(level, _)| level) {
+                    found = Some((level, lane));
+                }
+            }
+            let (level, lane) = found?;
+            let intid = filed.lists[lane as usize][level as usize].head;
+            let irq = irqs.irq(intid)?;
+            let state = irq.state();
+            if self.is_right(state, intid, lane, level) {
+                return Some(Candidate { intid, lane, state });
+            }
+            filed.unlink(irqs, irq);
+            self.settle(filed, irqs, intid, irq);
+        }
+    }
+
+    fn is_right(&self, state: IrqState, intid: u32, lane: Lane, level: u32) -> bool {
+        state.wanted()
+            && state.target() == self.owner
+            && Lane::of(intid, state) == lane
+            && state.level() == level as usize
+    }
+
+    /// An interrupt that was unlinked: filed again if it still belongs here, else no longer queued. One that is wanted
+    /// elsewhere is pushed there by who changed its target.
+    #[cold]
+    fn settle(&self, filed: &mut Filed, irqs: &impl Irqs, intid: u32, irq: &Irq) {
+        let mut state = irq.state();
+        loop {
+            if state.wanted() && state.target() == self.owner {
+                return filed.insert(irqs, intid, irq, state);
+            }
+            match irq.exchange(state, state.with_queued(false)) {
+                Ok(()) => return,
+                Err(found) => state = found,
+            }
+        }
+    }
+}
