@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 mod failure;
 pub mod kvm;
+mod programs;
 pub mod qemu;
 mod random;
 mod shrink;
@@ -34,15 +35,6 @@ pub fn main(args: Args) -> ExitCode {
     match args.oracle {
         Oracle::Kvm(args) => kvm::main(args),
         Oracle::Qemu(args) => qemu::main(args),
-    }
-}
-
-/// I/N, as `--shard` takes it.
-fn shard(text: &str) -> Result<(u64, u64), String> {
-    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-    match parts {
-        Some((i, n)) if i < n => Ok((i, n)),
-        _ => Err(format!("`{text}` is not I/N with I below N, such as 0/2")),
     }
 }
 

@@ -5,6 +5,8 @@ pub mod bench;
 #[doc(hidden)]
 pub mod check;
 #[doc(hidden)]
+pub mod child;
+#[doc(hidden)]
 pub mod qtest;
 #[doc(hidden)]
 pub mod run;

@@ -1,28 +1,19 @@
 //! `doorbell check kvm`, from outside: that it passes, that it finds what is wrong, and how it ends.
 
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use serde_json::Value;
 
-const SKIPPED: i32 = 77;
+mod checks;
+
+use checks::SKIPPED;
 
 fn check(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_doorbell"));
-    command.args(["check", "kvm"]).args(arguments).stdin(Stdio::null());
-    command.output().unwrap()
+    checks::check("kvm", arguments)
 }
 
-/// The JSON report, or `None` with a loud line where there is no /dev/kvm.
 fn report(arguments: &[&str], status: i32) -> Option<Value> {
-    let output = check(&[arguments, &["--json"]].concat());
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-    if output.status.code() == Some(SKIPPED) {
-        println!("SKIPPED: {}", report["skipped"]);
-        assert_eq!(report["passed"], 0, "what is skipped does not pass");
-        return None;
-    }
-    assert_eq!(output.status.code(), Some(status), "{report:#}");
-    Some(report)
+    checks::report("kvm", arguments, status)
 }
 
 #[test]
@@ -67,13 +58,7 @@ fn finds(fault: &str, programs: &str, longest: usize) {
 
 fn finds_in(share: &[&str], fault: &str, programs: &str, longest: usize) {
     let arguments = [share, &["--seed", "3", "--programs", programs, "--cripple", fault]].concat();
-    let Some(report) = report(&arguments, 1) else { return };
-    let failures = report["failures"].as_array().unwrap();
-    assert_eq!(failures.len() as u64, report["failed"].as_u64().unwrap());
-    assert!(failures.iter().all(|failure| failure["repeats"] == true), "{failures:#?}");
-    let shortest = failures.iter().map(|failure| failure["calls"].as_array().unwrap().len()).min().unwrap();
-    assert!(shortest <= longest, "{fault}: {shortest} calls are left: {failures:#?}");
-    assert!(failures.iter().all(|failure| !failure["differs"].as_array().unwrap().is_empty()));
+    checks::finds("kvm", &arguments, longest);
 }
 
 #[test]

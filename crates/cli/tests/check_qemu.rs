@@ -5,29 +5,20 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const SKIPPED: i32 = 77;
+mod checks;
+
+use checks::SKIPPED;
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_doorbell"));
-    command.args(["check", "qemu"]).args(arguments).stdin(Stdio::null());
-    command
+    checks::command("qemu", arguments)
 }
 
 fn check(arguments: &[&str]) -> Output {
-    command(arguments).output().unwrap()
+    checks::check("qemu", arguments)
 }
 
-/// The JSON report, or `None` with a loud line where there is no QEMU.
 fn report(arguments: &[&str], status: i32) -> Option<Value> {
-    let output = check(&[arguments, &["--json"]].concat());
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-    if output.status.code() == Some(SKIPPED) {
-        println!("SKIPPED: {}", report["skipped"]);
-        assert_eq!(report["passed"], 0, "what is skipped does not pass");
-        return None;
-    }
-    assert_eq!(output.status.code(), Some(status), "{report:#}");
-    Some(report)
+    checks::report("qemu", arguments, status)
 }
 
 #[test]
@@ -48,13 +39,7 @@ fn shards_cover_the_programs_once() {
 
 /// A fault in doorbell is found, and the program that shows it is short.
 fn finds(fault: &str, programs: &str, longest: usize) {
-    let Some(report) = report(&["--seed", "3", "--programs", programs, "--cripple", fault], 1) else { return };
-    let failures = report["failures"].as_array().unwrap();
-    assert_eq!(failures.len() as u64, report["failed"].as_u64().unwrap());
-    assert!(failures.iter().all(|failure| failure["repeats"] == true), "{failures:#?}");
-    let shortest = failures.iter().map(|failure| failure["calls"].as_array().unwrap().len()).min().unwrap();
-    assert!(shortest <= longest, "{fault}: {shortest} calls are left: {failures:#?}");
-    assert!(failures.iter().all(|failure| !failure["differs"].as_array().unwrap().is_empty()));
+    checks::finds("qemu", &["--seed", "3", "--programs", programs, "--cripple", fault], longest);
 }
 
 #[test]

@@ -2,39 +2,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
-/// A folder that goes with its test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("doorbell-qtest-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A child that does not outlive its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use doorbell_cli::child::{Folder, Running};
 
 struct Lines(BufReader<UnixStream>);
 
@@ -61,7 +32,7 @@ fn unix(path: &Path) -> String {
 
 #[test]
 fn a_client_that_starts_qemu_can_start_doorbell_through_a_link() {
-    let folder = Folder::new("link");
+    let folder = Folder::new("doorbell-qtest-link").unwrap();
     let program = folder.path("qemu-system-x86_64");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_doorbell"), &program).unwrap();
     let [qtest, qmp] = ["qtest", "qmp"].map(|name| folder.path(name));

@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use clap::Parser;
 use doorbell::kvm::abi::{Kvm, bind_to_this_cpu};
 use doorbell::kvm_abi::{Errno, types::CAP_X86_SMM};
 
 use super::failure::Failure;
-use super::{progress, shard, shrink, tally};
+use super::programs::{FEWEST_CALLS, Missing, Selection};
+use super::shrink;
 use crate::run::stop;
 
 mod call;
@@ -28,13 +28,6 @@ use cripple::Fault;
 use guest::Guests;
 use report::Report;
 use side::Side;
-
-/// The fewest calls that a program may have.
-const FEWEST_CALLS: u64 = 50;
-/// After so many failures, the others would say the same.
-const ENOUGH_FAILURES: usize = 10;
-/// The exit status of a check that could not be made.
-const SKIPPED: u8 = 77;
 
 const AFTER_HELP: &str = "\
 Half of the programs make calls only, on two VMs of the kernel, with 3 and 2 vCPUs, and on two of doorbell. The others \
@@ -75,27 +68,17 @@ compared.";
 #[derive(Debug, Parser)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Which programs: the same seed gives the same ones
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    selection: Selection,
     /// How many programs
-    #[arg(long, default_value_t = 500, conflicts_with = "only")]
+    #[arg(long, default_value_t = 500)]
     programs: u64,
     /// How many calls each has, at least 50
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(FEWEST_CALLS..=100_000))]
     calls: u64,
-    /// Only each Nth program, from number I: for N machines, or N processors (`0/2` and `1/2`)
-    #[arg(long, value_name = "I/N", value_parser = shard, default_value = "0/1")]
-    shard: (u64, u64),
-    /// Only the program with this number, as a failure names it
-    #[arg(long, value_name = "NUMBER")]
-    only: Option<u64>,
     /// Which programs have a guest that takes the interrupts
     #[arg(long, value_enum, default_value = "half")]
     guest: guest::Share,
-    /// Print one JSON object instead
-    #[arg(long)]
-    json: bool,
     /// A fault in doorbell that the check must find
     #[arg(long, hide = true, value_enum)]
     cripple: Option<Fault>,
@@ -106,29 +89,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn main(args: Args) -> ExitCode {
-    let kvm = match Kvm::open() {
-        Ok(kvm) => kvm,
-        Err(errno) => {
-            tally::skipped(args.json, &format!("/dev/kvm cannot be used: {}", compare::errno_name(errno)));
-            return ExitCode::from(SKIPPED);
-        }
-    };
-    match check(&args, &kvm) {
-        Ok(report) => {
-            let failed = !report.tally.failures.is_empty();
-            match report.print(&args) {
-                Ok(()) => ExitCode::from(u8::from(failed)),
-                Err(error) => {
-                    eprintln!("doorbell: the report cannot be written: {error}");
-                    ExitCode::FAILURE
-                }
-            }
-        }
-        Err(errno) => {
-            eprintln!("doorbell: the check cannot go on: {}", compare::errno_name(errno));
-            ExitCode::FAILURE
-        }
-    }
+    let say = |errno| compare::errno_name(errno).to_owned();
+    let checked = Kvm::open()
+        .map_err(|errno| Missing::Oracle(format!("/dev/kvm cannot be used: {}", say(errno))))
+        .and_then(|kvm| Ok(check(&args, &kvm)?));
+    args.selection.end(checked, |report| report.print(&args), say)
 }
 
 fn pair(args: &Args, kvm: &Arc<Kvm>) -> Result<Pair, Errno> {
@@ -144,45 +109,25 @@ fn check(args: &Args, kvm: &Arc<Kvm>) -> Result<Report, Errno> {
     stop::listen();
     let mut pair = pair(args, kvm)?;
     let smi = kvm.check_extension(CAP_X86_SMM)? > 0;
-    let (first, step) = args.shard;
-    let numbers: Vec<u64> = match args.only {
-        Some(number) => vec![number],
-        None => (first..args.programs).step_by(step as usize).collect(),
-    };
     let mut guests: Option<Guests> = None;
-    let bar = progress(numbers.len() as u64);
-    let start = Instant::now();
     let mut report = Report::default();
-    report.tally.asked = numbers.len() as u64;
-    for number in numbers {
-        if stop::requested() || report.tally.failures.len() >= ENOUGH_FAILURES {
-            break;
-        }
-        if args.guest.takes(args.seed, number) {
+    let Report { tally, accepts, coverage } = &mut report;
+    args.selection.run(args.programs, tally, |number| {
+        if args.guest.takes(args.selection.seed, number) {
             let guests = match &mut guests {
                 Some(guests) => guests,
                 none => none.insert(Guests::new(kvm, args)?),
             };
-            report.accepts = Some(guests.accepts);
-            match guests.run(args, number, &mut report.coverage)? {
-                None => report.tally.passed += 1,
-                Some(failure) => report.tally.failures.push(failure),
-            }
-            report.tally.seconds = start.elapsed().as_secs_f64();
-            bar.inc(1);
-            continue;
+            *accepts = Some(guests.accepts);
+            return guests.run(args, number, coverage);
         }
-        let program = program::generate(args.seed, number, args.calls as usize, smi);
-        report.coverage.begin();
-        match pair.run(&program.calls, Some(&mut report.coverage))? {
-            None => report.tally.passed += 1,
-            Some(found) => report.tally.failures.push(failure(&mut pair, args, &program, found)?),
+        let program = program::generate(args.selection.seed, number, args.calls as usize, smi);
+        coverage.begin();
+        match pair.run(&program.calls, Some(coverage))? {
+            None => Ok(None),
+            Some(found) => Ok(Some(failure(&mut pair, args, &program, found)?)),
         }
-        report.tally.seconds = start.elapsed().as_secs_f64();
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    report.tally.stopped = stop::requested();
+    })?;
     Ok(report)
 }
 
@@ -192,14 +137,9 @@ fn failure(
     program: &program::Program,
     found: compare::Difference,
 ) -> Result<Failure, Errno> {
-    let repeats = pair.run(&program.calls, None)?.is_some();
-    let (calls, difference) = if repeats {
-        shrink::shrink(pair, &program.calls, found)?
-    } else {
-        (program.calls[..program.calls.len().min(found.at + 1)].to_vec(), found)
-    };
+    let (repeats, (calls, difference)) = shrink::explain(pair, &program.calls, found)?;
     let mut answers = difference.answers.into_iter().map(|answers| answers.map(compare::outcome));
-    let Args { seed, calls: count, .. } = args;
+    let Args { selection: Selection { seed, .. }, calls: count, .. } = args;
     Ok(Failure {
         number: program.number,
         from: program.calls.len(),

@@ -30,11 +30,30 @@ pub trait Subject {
 /// A program that differs, and how.
 pub type Differing<S> = (Vec<<S as Subject>::Step>, <S as Subject>::Difference);
 
+/// A program that differed once, as it is shown: whether it differed again, and if so the shortest that still does, or what
+/// ran of it.
+///
+/// # Errors
+/// See [`Subject::differs`].
+pub fn explain<S: Subject>(
+    subject: &mut S,
+    steps: &[S::Step],
+    found: S::Difference,
+) -> Result<(bool, Differing<S>), S::Error> {
+    let repeats = subject.differs(steps)?.is_some();
+    let shown = if repeats {
+        shrink(subject, steps, found)?
+    } else {
+        (steps[..steps.len().min(S::step_of(&found) + 1)].to_vec(), found)
+    };
+    Ok((repeats, shown))
+}
+
 /// The shortest program found that still differs, and how.
 ///
 /// # Errors
 /// See [`Subject::differs`].
-pub fn shrink<S: Subject>(subject: &mut S, steps: &[S::Step], found: S::Difference) -> Result<Differing<S>, S::Error> {
+fn shrink<S: Subject>(subject: &mut S, steps: &[S::Step], found: S::Difference) -> Result<Differing<S>, S::Error> {
     let start = Instant::now();
     let mut best = (steps[..steps.len().min(S::step_of(&found) + 1)].to_vec(), found);
     loop {

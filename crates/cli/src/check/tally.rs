@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 
 use super::failure::Failure;
+use super::programs::Selection;
 use super::say;
 
 /// How the programs of a check ended.
@@ -27,13 +28,8 @@ pub struct Tally {
 pub type Row = (&'static str, &'static str);
 
 impl Tally {
-    /// The failures, as text.
-    pub fn write_failures(&self, text: &mut String) {
-        self.failures.iter().for_each(|failure| failure.write(text));
-    }
-
     /// The last lines, the first of which begins with `what`.
-    pub fn write_end(&self, text: &mut String, what: &str) {
+    fn write_end(&self, text: &mut String, what: &str) {
         let _ = writeln!(text, "\n{what}, {:.1} s", self.seconds);
         let ran = self.passed + self.failures.len() as u64;
         if ran < self.asked {
@@ -43,31 +39,84 @@ impl Tally {
         let _ = writeln!(text, "{} passed, {} failed", self.passed, self.failures.len());
     }
 
-    /// The same as JSON, with what else there is to say.
-    pub fn json(&self, more: Value) -> Value {
+    /// As JSON.
+    fn json(&self) -> Value {
         let failures: Vec<_> = self.failures.iter().map(Failure::json).collect();
-        let all = json!({
+        json!({
             "programs": self.asked,
             "passed": self.passed,
             "failed": self.failures.len(),
             "stopped": self.stopped,
             "seconds": self.seconds,
             "failures": failures,
-        });
-        let members = [all, more].into_iter().filter_map(|part| match part {
-            Value::Object(members) => Some(members),
-            _ => None,
-        });
-        Value::Object(members.flatten().collect::<Map<_, _>>())
+        })
     }
 }
 
-/// Which rows were reached, and what the others say.
-pub fn write_rows(text: &mut String, reached: &BTreeSet<&'static str>, rows: &[Row]) {
-    let names: Vec<_> = reached.iter().copied().collect();
-    let _ = writeln!(text, "\nreached {} of {} rows: {}", names.len(), rows.len(), names.join(" "));
-    for (row, meaning) in rows.iter().filter(|(row, _)| !reached.contains(row)) {
-        let _ = writeln!(text, "not reached: {row}, {meaning}");
+/// What a check says at its end.
+pub struct Ending<'a> {
+    /// How the programs ended.
+    pub tally: &'a Tally,
+    /// The rows of the reference that were reached, of those that can be.
+    pub reached: &'a BTreeSet<&'static str>,
+    /// All of them.
+    pub rows: &'a [Row],
+    /// What the check counted on its way, in lines.
+    pub counted: String,
+    /// The same as JSON, as members of the report.
+    pub members: Value,
+    /// What is to be said below the rows, in lines.
+    pub notes: String,
+    /// How many of what a program had: `50` and `steps`.
+    pub calls: (u64, &'static str),
+}
+
+impl Ending<'_> {
+    /// Prints it, as text or as JSON. True if a program failed.
+    ///
+    /// # Errors
+    /// Where standard output cannot be written.
+    pub fn print(self, selection: &Selection) -> std::io::Result<bool> {
+        let failed = !self.tally.failures.is_empty();
+        say(&if selection.json { self.json(selection) } else { self.text(selection) })?;
+        Ok(failed)
+    }
+
+    fn text(&self, selection: &Selection) -> String {
+        let mut text = String::new();
+        self.tally.failures.iter().for_each(|failure| failure.write(&mut text));
+        text.push_str(&self.counted);
+        let names: Vec<_> = self.reached.iter().copied().collect();
+        let _ = writeln!(text, "\nreached {} of {} rows: {}", names.len(), self.rows.len(), names.join(" "));
+        for (row, meaning) in self.missed() {
+            let _ = writeln!(text, "not reached: {row}, {meaning}");
+        }
+        text.push_str(&self.notes);
+        let (calls, unit) = self.calls;
+        self.tally.write_end(&mut text, &format!("seed {}, {calls} {unit} a program", selection.seed));
+        text
+    }
+
+    fn missed(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|(row, _)| !self.reached.contains(row))
+    }
+
+    fn json(&self, selection: &Selection) -> String {
+        let Selection { seed, shard: (first, step), only: _, json: _ } = selection;
+        let missed: Vec<_> = self.missed().map(|(row, _)| *row).collect();
+        let all = json!({
+            "seed": seed,
+            "calls": self.calls.0,
+            "shard": format!("{first}/{step}"),
+            "reached": self.reached,
+            "not_reached": missed,
+        });
+        let members = [self.tally.json(), all, self.members.clone()].into_iter().filter_map(|part| match part {
+            Value::Object(members) => Some(members),
+            _ => None,
+        });
+        let report = Value::Object(members.flatten().collect::<Map<_, _>>());
+        format!("{report:#}\n")
     }
 }
 

@@ -379,9 +379,4 @@ impl Coverage {
             self.reach("F16a", !bound.resample && entry >> 15 & 3 == 2);
         }
     }
-
-    /// The rows of [`ROWS`] that no program reached.
-    pub fn missed(&self) -> Vec<&'static str> {
-        ROWS.iter().map(|(row, _)| *row).filter(|row| !self.rows.contains(row)).collect()
-    }
 }

@@ -19,8 +19,8 @@ use doorbell::kvm_abi::Errno;
 
 use super::super::random::Random;
 use super::super::{failure::Failure, shrink};
-use super::Args;
 use super::coverage::Coverage;
+use super::{Args, Selection};
 use chips::{Kernel, Soft, Split};
 pub use code::Accepts;
 use compare::{Difference, Pair, Side};
@@ -80,21 +80,16 @@ impl Guests {
     /// # Errors
     /// A call outside of the program that failed and may not.
     pub fn run(&mut self, args: &Args, number: u64, coverage: &mut Coverage) -> Result<Option<Failure>, Errno> {
-        let kind = Kind::of(args.seed, number);
-        let calls = program::generate(args.seed, number, args.calls as usize, kind);
+        let kind = Kind::of(args.selection.seed, number);
+        let calls = program::generate(args.selection.seed, number, args.calls as usize, kind);
         let other = if kind == Kind::Split && !args.itself { &mut self.split } else { &mut self.soft };
         let mut pair = Pair { sides: [&mut self.kernel, other], pic: kind == Kind::External };
         let Some(found) = pair.run(&calls, Some(coverage))? else { return Ok(None) };
-        let repeats = pair.run(&calls, None)?.is_some();
-        let (shrunk, difference) = if repeats {
-            shrink::shrink(&mut pair, &calls, found)?
-        } else {
-            (calls[..calls.len().min(found.at + 1)].to_vec(), found)
-        };
+        let (repeats, (shrunk, difference)) = shrink::explain(&mut pair, &calls, found)?;
         let names = pair.sides.each_mut().map(|side| side.machine.chips().name());
         let Difference { at, answers, items } = difference;
         let mut answers = answers.into_iter().map(|answers| answers.map(|answer| answer.to_string()));
-        let Args { seed, calls: count, .. } = args;
+        let Args { selection: Selection { seed, .. }, calls: count, .. } = args;
         Ok(Some(Failure {
             number,
             from: calls.len(),

@@ -5,8 +5,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use super::super::say;
-use super::super::tally::{Tally, write_rows};
+use super::super::tally::{Ending, Tally};
 use super::Args;
 use super::coverage::{Coverage, ROWS};
 use super::guest::Accepts;
@@ -23,33 +22,37 @@ pub struct Report {
 }
 
 impl Report {
-    /// Prints it, as text or as JSON.
+    /// Prints it. True if a program failed.
     ///
     /// # Errors
     /// Where standard output cannot be written.
-    pub fn print(&self, args: &Args) -> std::io::Result<()> {
-        if args.json { say(&self.json(args)) } else { say(&self.text(args)) }
-    }
-
-    fn text(&self, args: &Args) -> String {
-        let mut text = String::new();
-        self.tally.write_failures(&mut text);
-        let _ = writeln!(text, "call                   answers of the kernel");
-        for (call, answers) in self.answers() {
-            let answers: Vec<_> = answers.into_iter().map(|(answer, times)| format!("{answer}: {times}")).collect();
-            let _ = writeln!(text, "{call:<22} {}", answers.join(", "));
+    pub fn print(&self, args: &Args) -> std::io::Result<bool> {
+        let answers = self.answers();
+        let mut counted = "call                   answers of the kernel\n".to_owned();
+        for (call, answers) in &answers {
+            let answers: Vec<_> = answers.iter().map(|(answer, times)| format!("{answer}: {times}")).collect();
+            let _ = writeln!(counted, "{call:<22} {}", answers.join(", "));
         }
-        write_rows(&mut text, &self.coverage.rows, &ROWS);
-        let _ = writeln!(
-            text,
-            "not part of it: pin 8, the TSC deadline, x2APIC, the last close of a bound eventfd (see --help)"
-        );
+        let mut notes =
+            "not part of it: pin 8, the TSC deadline, x2APIC, the last close of a bound eventfd (see --help)\n"
+                .to_owned();
         if self.accepts == Some(Accepts::Host) {
-            let _ =
-                writeln!(text, "this host's KVM ends an interrupt as it is taken: the check took them in its place");
+            notes += "this host's KVM ends an interrupt as it is taken: the check took them in its place\n";
         }
-        self.tally.write_end(&mut text, &format!("seed {}, {} calls a program", args.seed, args.calls));
-        text
+        let accepted_by = self.accepts.map(|accepts| match accepts {
+            Accepts::Vcpu => "vcpu",
+            Accepts::Host => "host",
+        });
+        let ending = Ending {
+            tally: &self.tally,
+            reached: &self.coverage.rows,
+            rows: &ROWS,
+            counted,
+            members: json!({ "accepted_by": accepted_by, "answers": answers }),
+            notes,
+            calls: (args.calls, "calls"),
+        };
+        ending.print(&args.selection)
     }
 
     fn answers(&self) -> BTreeMap<&'static str, BTreeMap<&str, u64>> {
@@ -58,21 +61,5 @@ impl Report {
             calls.entry(call).or_default().insert(answer, *times);
         }
         calls
-    }
-
-    fn json(&self, args: &Args) -> String {
-        let report = self.tally.json(json!({
-            "seed": args.seed,
-            "calls": args.calls,
-            "shard": format!("{}/{}", args.shard.0, args.shard.1),
-            "accepted_by": self.accepts.map(|accepts| match accepts {
-                Accepts::Vcpu => "vcpu",
-                Accepts::Host => "host",
-            }),
-            "answers": self.answers(),
-            "reached": self.coverage.rows,
-            "not_reached": self.coverage.missed(),
-        }));
-        format!("{report:#}\n")
     }
 }

@@ -1,68 +1,21 @@
-//! QEMU with stopped CPUs, as a child of ours: its sockets, and its end.
+//! QEMU as a child of ours: its sockets, and its end.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::ivshmem::Server;
-use super::wire::{Error, VECTORS, Wire, ok};
-use crate::qtest::machine::Chip;
+use super::{Error, Missing};
+use crate::child::{Folder, Running};
 
-/// The program, unless `QTEST_QEMU_BINARY` names another.
-pub const PROGRAM: &str = "qemu-system-x86_64";
-/// Debian's package that has it.
-pub const PACKAGE: &str = "qemu-system-x86";
 /// An answer that takes longer does not come.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// QEMU takes so many monitor commands before it answers one.
 const COMMANDS_AT_ONCE: usize = 4;
-
-/// Why there is no QEMU.
-pub enum Missing {
-    /// It is not installed.
-    Program(String),
-    /// Anything else.
-    Other(Error),
-}
-
-impl From<Error> for Missing {
-    fn from(error: Error) -> Self {
-        Self::Other(error)
-    }
-}
-
-/// A folder that goes with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self, Error> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Relaxed: only that the numbers differ.
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("doorbell-qemu-{}-{number}", std::process::id()));
-        std::fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    fn listen(&self, name: &str) -> Result<(PathBuf, UnixListener), Error> {
-        let path = self.0.join(name);
-        let listener = UnixListener::bind(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok((path, listener))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// One end of a conversation in lines, and where QEMU says why it left.
 struct Lines(BufReader<UnixStream>, PathBuf);
@@ -91,40 +44,41 @@ impl Lines {
     }
 }
 
-/// The child, which does not outlive its owner.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Which of QEMU's programs, and Debian's package that has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// The program, unless `QTEST_QEMU_BINARY` names another.
+    pub name: &'static str,
+    /// The package.
+    pub package: &'static str,
 }
 
 /// QEMU. Fields are dropped in order: the process first.
-pub struct Qemu {
-    _process: Process,
+pub struct Process {
+    _child: Running,
     qtest: Lines,
     qmp: Lines,
-    server: Server,
-    /// The names of the two 8259s, which count all devices of the machine.
-    pics: [String; 2],
     _folder: Folder,
 }
 
-impl Qemu {
-    /// Starts it with these options besides those that every machine here has.
+impl Process {
+    /// Starts it with these options besides those that every machine here has. With `peer`, it gets a `-chardev` of that name,
+    /// and `greet` the other end of it, before QEMU waits for a greeting there.
     ///
     /// # Errors
     /// Where it is not installed, or does not come up.
-    pub fn start(options: &[String]) -> Result<Self, Missing> {
-        let program = std::env::var("QTEST_QEMU_BINARY").unwrap_or_else(|_| PROGRAM.into());
-        let folder = Folder::new()?;
+    pub fn start<P>(
+        program: Program,
+        options: &[String],
+        peer: Option<&str>,
+        greet: impl FnOnce(Option<UnixStream>) -> Result<P, Error>,
+    ) -> Result<(Self, P), Missing> {
+        let Program { name, package } = program;
+        let program = std::env::var("QTEST_QEMU_BINARY").unwrap_or_else(|_| name.into());
+        let folder = Folder::new("doorbell-qemu")?;
         let (qtest_path, qtest) = folder.listen("qtest")?;
         let (qmp_path, qmp) = folder.listen("qmp")?;
-        let (peer_path, peer) = folder.listen("ivshmem")?;
-        let stderr = folder.0.join("stderr");
+        let stderr = folder.path("stderr");
         let errors = std::fs::File::create(&stderr).map_err(|error| format!("{}: {error}", stderr.display()))?;
         let mut command = Command::new(&program);
         command.args([
@@ -142,7 +96,12 @@ impl Qemu {
         command.args(["-qtest", &format!("unix:{}", qtest_path.display())]);
         command.args(["-chardev", &format!("socket,id=qmp,path={}", qmp_path.display())]);
         command.args(["-mon", "chardev=qmp,mode=control"]);
-        command.args(["-chardev", &format!("socket,id=peer,path={}", peer_path.display())]);
+        let mut listening = None;
+        if let Some(peer) = peer {
+            let (path, listener) = folder.listen(peer)?;
+            command.args(["-chardev", &format!("socket,id={peer},path={}", path.display())]);
+            listening = Some(listener);
+        }
         command.args(options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         // In a group of its own: a Ctrl-C at the terminal is for us.
         command.process_group(0);
@@ -161,24 +120,27 @@ impl Qemu {
         }
         let child = command.spawn().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
-                Missing::Program(format!("{program} is not installed; Debian's package is {PACKAGE}"))
+                Missing::Oracle(format!("{program} is not installed; Debian's package is {package}"))
             }
             _ => Missing::Other(format!("{program}: {error}")),
         })?;
-        let mut process = Process(child);
-        // It connects to all of them by itself, and then waits for the server's greeting.
-        let server = Server::new(accept(&peer, &mut process, &stderr)?, VECTORS)?;
-        let [qmp, qtest] = [&qmp, &qtest]
-            .map(|listener| Ok::<_, Error>(Lines::new(accept(listener, &mut process, &stderr)?, &stderr)));
-        let (qmp, qtest) = (qmp?, qtest?);
-        let mut qemu = Self { _process: process, qtest, qmp, server, pics: Default::default(), _folder: folder };
-        qemu.qmp.read()?;
-        qemu.execute("qmp_capabilities", json!({}))?;
-        qemu.find_pics()?;
-        Ok(qemu)
+        let mut child = Running(child);
+        // It connects to all of them by itself, and then waits for the peer's greeting.
+        let peer = listening.map(|listener| accept(&listener, &mut child, &stderr)).transpose()?;
+        let peer = greet(peer)?;
+        let [qmp, qtest] =
+            [&qmp, &qtest].map(|listener| Ok::<_, Error>(Lines::new(accept(listener, &mut child, &stderr)?, &stderr)));
+        let mut process = Self { _child: child, qtest: qtest?, qmp: qmp?, _folder: folder };
+        process.qmp.read()?;
+        process.execute("qmp_capabilities", json!({}))?;
+        Ok((process, peer))
     }
 
-    fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+    /// A command of the monitor, and what it returns.
+    ///
+    /// # Errors
+    /// Where QEMU is gone or refuses it.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         self.qmp.write(&format!("{}\n", json!({ "execute": command, "arguments": arguments })))?;
         self.returned()
     }
@@ -197,63 +159,11 @@ impl Qemu {
         }
     }
 
-    fn find_pics(&mut self) -> Result<(), Error> {
-        const FOLDER: &str = "/machine/unattached";
-        let devices = self.execute("qom-list", json!({ "path": FOLDER }))?;
-        let is_pic = |device: &&Value| device["type"] == "child<isa-i8259>";
-        let names =
-            devices.as_array().into_iter().flatten().filter(is_pic).filter_map(|device| device["name"].as_str());
-        // The master is made first. Their numbers are compared as numbers.
-        let mut numbers: Vec<u32> =
-            names.filter_map(|name| name.strip_prefix("device[")?.strip_suffix(']')?.parse().ok()).collect();
-        numbers.sort_unstable();
-        let [master, slave] = numbers[..] else { return Err(format!("QEMU has {} of its 8259s", numbers.len())) };
-        self.pics = [master, slave].map(|number| format!("{FOLDER}/device[{number}]"));
-        Ok(())
-    }
-
-    /// Where its sockets are, for tests.
-    #[cfg(test)]
-    pub fn folder(&self) -> &Path {
-        &self._folder.0
-    }
-
-    /// Its process id, for tests.
-    #[cfg(test)]
-    pub fn id(&self) -> u32 {
-        self._process.0.id()
-    }
-}
-
-fn accept(listener: &UnixListener, process: &mut Process, stderr: &Path) -> Result<UnixStream, Error> {
-    let begun = Instant::now();
-    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
-    let stream = loop {
-        match listener.accept() {
-            Ok((stream, _)) => break stream,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.to_string()),
-        }
-        if let Ok(Some(status)) = process.0.try_wait() {
-            let said = std::fs::read_to_string(stderr).unwrap_or_default();
-            return Err(format!("QEMU ended ({status}): {}", said.trim().replace('\n', "; ")));
-        }
-        if begun.elapsed() > PATIENCE {
-            return Err("QEMU does not connect".into());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    };
-    let set = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(PATIENCE)));
-    set.map_err(|error| error.to_string())?;
-    Ok(stream)
-}
-
-impl Wire for Qemu {
-    fn name(&self) -> &'static str {
-        "QEMU"
-    }
-
-    fn reset(&mut self) -> Result<(), Error> {
+    /// Back to the state after power-on.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn reset(&mut self) -> Result<(), Error> {
         self.qmp.write("{\"execute\":\"system_reset\"}\n")?;
         let (mut returned, mut reset) = (false, false);
         while !(returned && reset) {
@@ -264,12 +174,20 @@ impl Wire for Qemu {
         Ok(())
     }
 
-    fn say(&mut self, lines: &[String]) -> Result<Vec<String>, Error> {
+    /// Says qtest lines. The answers without their `OK`.
+    ///
+    /// # Errors
+    /// Where it is gone or refuses one.
+    pub fn say(&mut self, lines: &[String]) -> Result<Vec<String>, Error> {
         self.qtest.write(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
         lines.iter().map(|line| self.qtest.read().and_then(|answer| ok(line, &answer))).collect()
     }
 
-    fn ask(&mut self, commands: &[String]) -> Result<Vec<String>, Error> {
+    /// Asks the human monitor.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn ask(&mut self, commands: &[String]) -> Result<Vec<String>, Error> {
         let mut answers = Vec::new();
         for commands in commands.chunks(COMMANDS_AT_ONCE) {
             let request = |command: &String| {
@@ -284,29 +202,46 @@ impl Wire for Qemu {
         Ok(answers)
     }
 
-    fn event(&mut self, vector: u16, times: u32) -> Result<(), Error> {
-        for _ in 0..times {
-            self.server.fire(vector)?;
-        }
-        // The round of QEMU's event loop that answers the first line also sees the event, maybe after it; the next line
-        // is answered in a later round.
-        for _ in 0..2 {
-            self.say(&["endianness".into()])?;
-        }
-        Ok(())
+    /// Where its sockets are, for tests.
+    #[cfg(test)]
+    pub fn folder(&self) -> &Path {
+        self._folder.as_path()
     }
 
-    fn path(&self, chip: Chip) -> &str {
-        match chip {
-            Chip::IoApic => "/machine/q35/ioapic",
-            Chip::Master => &self.pics[0],
-            Chip::Slave => &self.pics[1],
-        }
+    /// Its process id, for tests.
+    #[cfg(test)]
+    pub fn id(&self) -> u32 {
+        self._child.0.id()
     }
 }
 
-/// An eventfd.
-pub fn eventfd() -> Result<OwnedFd, Error> {
-    let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-    rustix::event::eventfd(0, flags).map_err(|error| format!("eventfd: {error}"))
+/// What follows `OK` in an answer.
+pub fn ok(line: &str, answer: &str) -> Result<String, Error> {
+    match answer.trim_end().strip_prefix("OK") {
+        Some(rest) => Ok(rest.trim_start().to_owned()),
+        None => Err(format!("`{line}` was answered with `{}`", answer.trim_end())),
+    }
+}
+
+fn accept(listener: &UnixListener, child: &mut Running, stderr: &Path) -> Result<UnixStream, Error> {
+    let begun = Instant::now();
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    let stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        if let Ok(Some(status)) = child.0.try_wait() {
+            let said = std::fs::read_to_string(stderr).unwrap_or_default();
+            return Err(format!("QEMU ended ({status}): {}", said.trim().replace('\n', "; ")));
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err("QEMU does not connect".into());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let set = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(PATIENCE)));
+    set.map_err(|error| error.to_string())?;
+    Ok(stream)
 }

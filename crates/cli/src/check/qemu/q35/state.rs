@@ -1,9 +1,10 @@
 //! What can be seen of a machine after each step.
 
+use super::super::Error;
 use super::step::{
     AMD, CAPABILITY, EDU_BAR, INTERRUPT_TABLES, MAILBOXES, MSIX_BAR, STATUS, TABLE_BYTES, TABLES, VTD, config,
 };
-use super::wire::{CPUS, EDU, Error, IVSHMEM, VECTORS, Wire};
+use super::wire::{CPUS, EDU, IVSHMEM, VECTORS, Wire};
 
 /// The registers of the IOAPIC, the 8259s, the local APICs' vectors, the pending bits, and what messages left in RAM.
 #[derive(Clone, Debug, PartialEq, Eq)]

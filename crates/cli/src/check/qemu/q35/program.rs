@@ -1,6 +1,6 @@
 //! Random programs: the same for the same seed, and biased to where things go wrong.
 
-use super::super::random::Random;
+use super::super::super::random::Random;
 use super::Unit;
 use super::step::{Amd, Field, MAILBOXES, Source as Sender, Step, Vtd};
 use super::wire::VECTORS;

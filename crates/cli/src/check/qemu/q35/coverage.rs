@@ -151,9 +151,4 @@ impl Coverage {
             _ => {}
         }
     }
-
-    /// The rows of [`ROWS`] that no program reached.
-    pub fn missed(&self) -> Vec<&'static str> {
-        ROWS.iter().map(|(row, _)| *row).filter(|row| !self.rows.contains(row)).collect()
-    }
 }

@@ -1,11 +1,12 @@
 //! One program on both machines, and where they first differ.
 
-use super::super::shrink::Subject;
+use super::super::super::shrink::Subject;
+use super::super::Error;
 use super::coverage::Coverage;
 use super::differences::Model;
 use super::state::State;
 use super::step::Step;
-use super::wire::{Error, Wire};
+use super::wire::Wire;
 
 /// Where two sides differ.
 #[derive(Clone, Debug)]

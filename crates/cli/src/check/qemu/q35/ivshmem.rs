@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::process::eventfd;
-use super::wire::Error;
+use super::super::Error;
+use super::child::eventfd;
 
 const SHARED_BYTES: u64 = 4 << 20;
 

@@ -4,10 +4,9 @@ use crate::qtest::machine::{Chip, Machine};
 use crate::qtest::options::CommandLine;
 use crate::qtest::{monitor, protocol};
 
+use super::super::Error;
+use super::super::process::ok;
 use super::cripple::{Crippled, Fault};
-
-/// Why the check cannot go on: one line.
-pub type Error = String;
 
 /// Where the PCI functions of both machines are.
 pub const EDU: u8 = 3 << 3;
@@ -49,14 +48,6 @@ pub trait Wire {
 
     /// The name of a chip whose lines are driven.
     fn path(&self, chip: Chip) -> &str;
-}
-
-/// What follows `OK` in an answer.
-pub fn ok(line: &str, answer: &str) -> Result<String, Error> {
-    match answer.trim_end().strip_prefix("OK") {
-        Some(rest) => Ok(rest.trim_start().to_owned()),
-        None => Err(format!("`{line}` was answered with `{}`", answer.trim_end())),
-    }
 }
 
 /// Doorbell's.

@@ -1,6 +1,7 @@
 //! The differences that are on purpose, each as both machines show it; and QEMU as a child.
 
-use super::process::{Missing, Qemu};
+use super::super::Missing;
+use super::child::Qemu;
 use super::state::{State, prelude};
 use super::step::{Amd, EDU_BAR, Field, MAILBOXES, Source, Step, Vtd};
 use super::wire::{Doorbell, Wire};
@@ -11,7 +12,7 @@ use crate::qtest::machine::Chip;
 fn qemu(unit: Unit) -> Option<Qemu> {
     match Qemu::start(&options(unit)) {
         Ok(qemu) => Some(qemu),
-        Err(Missing::Program(why)) => {
+        Err(Missing::Oracle(why)) => {
             println!("SKIPPED: {why}");
             None
         }
@@ -221,7 +222,7 @@ fn intx() {
 #[test]
 fn qemu_ends_with_its_owner_and_leaves_nothing_behind() {
     let Some(mut qemu) = qemu(Unit::Vtd) else { return };
-    let (process, folder) = (format!("/proc/{}", qemu.id()), qemu.folder().to_owned());
+    let (process, folder) = (format!("/proc/{}", qemu.process().id()), qemu.process().folder().to_owned());
     assert!(std::path::Path::new(&process).exists() && folder.exists());
     assert_eq!(qemu.say(&[format!("readl {EDU_BAR:#x}")]), Ok(vec!["0x0000000000000000".into()]));
     drop(qemu);
