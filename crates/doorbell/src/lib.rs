@@ -16,7 +16,7 @@ pub mod irq_line;
 pub mod irqfd;
 #[cfg(feature = "kvm")]
 pub mod kvm;
-#[cfg(feature = "x86")]
+#[cfg(any(feature = "arm", feature = "x86"))]
 pub mod kvm_abi;
 pub mod list;
 pub mod manager;
