@@ -1,19 +1,15 @@
 //! QEMU as a child of ours: its sockets, and its end.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{Error, Missing};
 use crate::child::{Folder, Running};
 
-/// An answer that takes longer does not come.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// QEMU takes so many monitor commands before it answers one.
 const COMMANDS_AT_ONCE: usize = 4;
 
@@ -103,33 +99,17 @@ impl Process {
             listening = Some(listener);
         }
         command.args(options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
-        // In a group of its own: a Ctrl-C at the terminal is for us.
-        command.process_group(0);
-        let us = rustix::process::getpid();
-        // SAFETY: between fork and exec, `prctl` and `getppid` are plain system calls that allocate nothing.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-                // We may have died before that.
-                if rustix::process::getppid() == Some(us) {
-                    Ok(())
-                } else {
-                    Err(std::io::ErrorKind::Interrupted.into())
-                }
-            });
-        }
-        let child = command.spawn().map_err(|error| match error.kind() {
+        let mut child = Running::start(&mut command).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 Missing::Oracle(format!("{program} is not installed; Debian's package is {package}"))
             }
             _ => Missing::Other(format!("{program}: {error}")),
         })?;
-        let mut child = Running(child);
         // It connects to all of them by itself, and then waits for the peer's greeting.
-        let peer = listening.map(|listener| accept(&listener, &mut child, &stderr)).transpose()?;
+        let peer = listening.map(|listener| child.accept(&listener, &stderr)).transpose()?;
         let peer = greet(peer)?;
         let [qmp, qtest] =
-            [&qmp, &qtest].map(|listener| Ok::<_, Error>(Lines::new(accept(listener, &mut child, &stderr)?, &stderr)));
+            [&qmp, &qtest].map(|listener| Ok::<_, Error>(Lines::new(child.accept(listener, &stderr)?, &stderr)));
         let mut process = Self { _child: child, qtest: qtest?, qmp: qmp?, _folder: folder };
         process.qmp.read()?;
         process.execute("qmp_capabilities", json!({}))?;
@@ -221,27 +201,4 @@ pub fn ok(line: &str, answer: &str) -> Result<String, Error> {
         Some(rest) => Ok(rest.trim_start().to_owned()),
         None => Err(format!("`{line}` was answered with `{}`", answer.trim_end())),
     }
-}
-
-fn accept(listener: &UnixListener, child: &mut Running, stderr: &Path) -> Result<UnixStream, Error> {
-    let begun = Instant::now();
-    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
-    let stream = loop {
-        match listener.accept() {
-            Ok((stream, _)) => break stream,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.to_string()),
-        }
-        if let Ok(Some(status)) = child.0.try_wait() {
-            let said = std::fs::read_to_string(stderr).unwrap_or_default();
-            return Err(format!("QEMU ended ({status}): {}", said.trim().replace('\n', "; ")));
-        }
-        if begun.elapsed() > PATIENCE {
-            return Err("QEMU does not connect".into());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    };
-    let set = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(PATIENCE)));
-    set.map_err(|error| error.to_string())?;
-    Ok(stream)
 }
