@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`intid`], [`affinity`], [`options`] | interrupt numbers, the names of vCPUs, how a GIC is built |
 //! | [`gic`] | [`Gic`]: what all threads share |
+//! | [`cpu_interface`], `sgi` | [`CpuInterface`]: a vCPU's own half, by system registers |
+//! | `participation` | interrupts that any one vCPU may take |
 //! | `irq`, `queue` | one interrupt's state, and what waits for one vCPU |
 //!
 //! An interrupt is one atomic word. Who makes it deliverable also puts it into the inbox of its vCPU, without a lock; the
@@ -15,12 +17,19 @@
 #![allow(dead_code, reason = "registers, CPU interface and LPIs, which use it, follow")]
 
 pub mod affinity;
+pub mod cpu_interface;
 pub mod gic;
 pub mod intid;
 mod irq;
 pub mod options;
+mod participation;
 mod queue;
+mod sgi;
 
 pub use affinity::Affinity;
+pub use cpu_interface::{
+    CpuInterface, CpuInterfaceState, Ended, Group, Lines,
+    registers::{Encoding, IccRegister},
+};
 pub use gic::Gic;
 pub use options::{Behaviour, GicOptions, Identity};

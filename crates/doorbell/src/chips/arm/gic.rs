@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{
     Affinity, GicOptions,
-    intid::{FIRST_SPI, LAST_SPI, PRIVATE, SPIS},
+    intid::{FIRST_LPI, FIRST_SPI, LAST_SPI, PRIVATE, SPIS},
     irq::{Irq, IrqState, NOBODY},
+    participation::Enables,
     queue::{Irqs, Queue},
 };
 use crate::{
@@ -37,6 +38,8 @@ pub(super) struct Cpu {
     /// SGIs and PPIs.
     pub private: [Irq; PRIVATE as usize],
     pub queue: Queue,
+    /// An [`Enables`](super::participation::Enables).
+    pub enables: AtomicU32,
     /// 1 while the private half is in use.
     pub taken: AtomicU32,
 }
@@ -75,7 +78,14 @@ impl Gic {
         let target = home.map_or(NOBODY, |at| names[at].1);
         let spi = IrqState::new().with_edge(options.behaviour.spis_reset_to_edge).with_target(target);
         let spis = (0..options.intids.saturating_sub(FIRST_SPI as u16).min(SPIS)).map(|_| Irq::new(spi)).collect();
-        let cpus = options.affinities.iter().copied().zip(0u16..).map(|(name, index)| Cpu::new(name, index)).collect();
+        let enables = Enables::new().with_awake(options.behaviour.always_awake);
+        let cpus = options
+            .affinities
+            .iter()
+            .copied()
+            .zip(0u16..)
+            .map(|(name, index)| Cpu::new(name, index, enables))
+            .collect();
         Ok(Arc::new(Self { options, kick, ram, ctlr: AtomicU32::new(0), spis, cpus, names }))
     }
 
@@ -110,6 +120,12 @@ impl Gic {
         }
     }
 
+    /// Whether there is an interrupt with this number, for some vCPU.
+    #[inline]
+    pub(super) fn has_intid(&self, intid: u32) -> bool {
+        intid < u32::from(self.options.intids) || intid >= FIRST_LPI && intid >> self.options.id_bits == 0
+    }
+
     /// Changes an interrupt in one step, and does what follows: it gets into the queue of its vCPU if it is wanted now,
     /// out of a queue in which it does not belong any more, and its vCPU is woken. Returns the states before and after.
     ///
@@ -119,7 +135,7 @@ impl Gic {
         let mut was = irq.state();
         loop {
             let mut next = change(was);
-            let push = next.wanted() && !next.queued();
+            let push = next.wanted() && !next.queued() && !next.any();
             if push {
                 next = next.with_queued(true).with_holder(next.target());
             }
@@ -129,6 +145,8 @@ impl Gic {
                         self.push(irq, intid, next.target());
                     } else if was.is_displaced_by(next) {
                         self.requeue(irq, intid, next.holder());
+                    } else if next.any() {
+                        self.place(irq, intid);
                     } else if next.wanted() && !was.wanted() {
                         self.wake(next.holder());
                     }
@@ -141,35 +159,60 @@ impl Gic {
 
     /// Puts an interrupt, whose `queued` the caller has just set, into the queue of its holder.
     #[inline]
-    fn push(&self, irq: &Irq, intid: u32, holder: u16) {
-        let Some(cpu) = self.cpus.get(usize::from(holder)) else { return };
-        cpu.queue.push(intid, irq);
-        // Who moved it while it was on the way did not find it.
-        let now = irq.state();
-        if now.wanted() && (!now.queued() || now.target() != now.holder()) {
-            self.requeue(irq, intid, holder);
+    fn push(&self, irq: &Irq, intid: u32, mut holder: u16) {
+        while let Some(cpu) = self.cpus.get(usize::from(holder)) {
+            cpu.queue.push(intid, irq);
+            // Who moved it while it was on the way did not find it.
+            let now = irq.state();
+            let astray = now.wanted() && (!now.queued() || now.is_misplaced() || self.is_refused(now));
+            self.wake(holder);
+            if !astray {
+                return;
+            }
+            match self.relocate(irq, holder) {
+                Some(next) => holder = next,
+                None => return,
+            }
         }
-        self.wake(holder);
     }
 
     /// Moves an interrupt, which `holder` had when it was looked at, to where it belongs by now.
     #[cold]
-    fn requeue(&self, irq: &Irq, intid: u32, holder: u16) {
-        let Some(cpu) = self.cpus.get(usize::from(holder)) else { return };
-        let unlinked = cpu.queue.remove(&View { gic: self, cpu }, irq);
+    pub(super) fn requeue(&self, irq: &Irq, intid: u32, holder: u16) {
+        if let Some(next) = self.relocate(irq, holder) {
+            self.push(irq, intid, next);
+        }
+    }
+
+    /// Puts an interrupt into a queue, if it is wanted and in none.
+    pub(super) fn enqueue(&self, irq: &Irq, intid: u32) {
+        if let Some(holder) = self.claim(irq) {
+            self.push(irq, intid, holder);
+        }
+    }
+
+    /// Takes an interrupt out of the queue of `holder` if it is there, and returns whose queue it must be pushed into. `None`
+    /// if it is not wanted, or is in somebody else's hands: who pushes it looks again afterwards.
+    #[cold]
+    fn relocate(&self, irq: &Irq, holder: u16) -> Option<u16> {
+        let cpu = self.cpus.get(usize::from(holder))?;
+        cpu.queue.remove(&View { gic: self, cpu }, irq);
+        self.claim(irq)
+    }
+
+    /// Marks an interrupt as queued, if it is wanted and is not: the caller must push it.
+    fn claim(&self, irq: &Irq) -> Option<u16> {
         let mut was = irq.state();
         loop {
-            // Not found: it is still on the way, and who pushes it looks again; or its vCPU has thrown it out.
-            let mut next = if unlinked { was.with_queued(false) } else { was };
-            let push = next.wanted() && !next.queued();
-            if push {
-                next = next.with_queued(true).with_holder(next.target());
-            } else if !unlinked {
-                return;
+            if was.queued() {
+                return None;
             }
-            match irq.exchange(was, next) {
-                Ok(()) if push => return self.push(irq, intid, next.target()),
-                Ok(()) => return,
+            let next = self.with_choice(was);
+            if !next.wanted() {
+                return None;
+            }
+            match irq.exchange(was, next.with_queued(true).with_holder(next.target())) {
+                Ok(()) => return Some(next.target()),
                 Err(found) => was = found,
             }
         }
@@ -197,13 +240,14 @@ impl Gic {
 }
 
 impl Cpu {
-    fn new(affinity: Affinity, index: u16) -> Self {
+    fn new(affinity: Affinity, index: u16, enables: Enables) -> Self {
         // Interrupts of a vCPU are its own for ever. SGIs are edges; PPIs follow their level (C4, C4a).
         let state = |intid: u32| IrqState::new().with_edge(intid < 16).with_target(index);
         Self {
             affinity,
             private: std::array::from_fn(|intid| Irq::new(state(intid as u32))),
             queue: Queue::new(index),
+            enables: AtomicU32::new(enables.into_bits()),
             taken: AtomicU32::new(0),
         }
     }
@@ -237,7 +281,7 @@ mod tests {
         let cpu = &gic.cpus[usize::from(cpu)];
         let irqs = View { gic, cpu };
         let state = |candidate: &Candidate| candidate.state.wanted();
-        cpu.queue.take(&irqs, |_| true, state, |state| state.taken(32)).map(|it| it.intid)
+        cpu.queue.take(&irqs, |_| true, state).map(|it| it.intid)
     }
 
     #[test]

@@ -65,9 +65,14 @@ impl IrqState {
         (self.target(), self.level(), self.group1())
     }
 
+    /// Whether it is in the queue of a vCPU that it is not for.
+    pub fn is_misplaced(self) -> bool {
+        self.queued() && self.holder() != self.target()
+    }
+
     /// Whether a change from `self` to `next` leaves it queued in the wrong place.
     pub fn is_displaced_by(self, next: Self) -> bool {
-        next.queued() && (self.place() != next.place() || next.holder() != next.target())
+        next.queued() && self.place() != next.place() || next.is_misplaced()
     }
 
     /// After an acknowledge (C13, C30).

@@ -27,6 +27,8 @@ pub struct Behaviour {
     pub short_router: bool,
     /// A request for Group 1 raises an SGI of either group (C35).
     pub sgi1_raises_group0: bool,
+    /// SGIs reach Aff0 from 0 to 15 only, and a range selector does not count.
+    pub no_range_selector: bool,
     /// An SPI has one wire that everybody drives, instead of the OR of its sources.
     pub one_wire: bool,
     /// A store to GITS_CBASER resets GITS_CWRITER too (I4).
@@ -52,6 +54,7 @@ impl Behaviour {
         always_awake: false,
         short_router: false,
         sgi1_raises_group0: false,
+        no_range_selector: false,
         one_wire: false,
         cbaser_resets_cwriter: false,
         movall_retargets_every_lpi: false,
@@ -68,6 +71,7 @@ impl Behaviour {
         always_awake: true,
         short_router: true,
         sgi1_raises_group0: true,
+        no_range_selector: true,
         one_wire: true,
         cbaser_resets_cwriter: true,
         movall_retargets_every_lpi: true,

@@ -57,8 +57,10 @@ impl Lane {
         }
     }
 
-    pub fn is_group1(self) -> bool {
-        self != Self::Group0
+    /// Its bit in GICD_CTLR's group enables.
+    #[inline]
+    pub fn group_bit(self) -> u32 {
+        if self == Self::Group0 { 1 } else { 2 }
     }
 }
 
@@ -195,10 +197,11 @@ impl Queue {
             irq.next.store(head, Ordering::Relaxed);
             // SeqCst: releases the link to who empties the inbox, and see the invariants.
             match self.inbox.compare_exchange_weak(head, intid, Ordering::SeqCst, Ordering::Relaxed) {
-                Ok(_) => return,
+                Ok(_) => break,
                 Err(found) => head = found,
             }
         }
+        seqcst_boundary();
     }
 
     /// Whether the vCPU wanted to be woken; it no longer does.
@@ -233,14 +236,13 @@ impl Queue {
         self.best(&mut filed, irqs, &open)
     }
 
-    /// The same; if `accept` says so it is taken, and changed by `change` in the same step.
+    /// The same; if `accept` says so, it is acknowledged.
     #[inline]
     pub fn take(
         &self,
         irqs: &impl Irqs,
         open: impl Fn(Lane) -> bool,
         accept: impl Fn(&Candidate) -> bool,
-        change: impl Fn(IrqState) -> IrqState,
     ) -> Option<Candidate> {
         let mut filed = self.filed.lock();
         self.file_inbox(&mut filed, irqs);
@@ -252,7 +254,7 @@ impl Queue {
             let irq = irqs.irq(candidate.intid)?;
             // Unlinked first: when `queued` is gone others may push it.
             filed.unlink(irqs, irq);
-            let next = change(candidate.state).with_queued(false);
+            let next = candidate.state.taken(candidate.intid).with_queued(false);
             if irq.exchange(candidate.state, next).is_ok() {
                 return Some(candidate);
             }
@@ -260,14 +262,19 @@ impl Queue {
         }
     }
 
-    /// Takes an interrupt out, whatever its state; false if it is not filed here. Its `queued` is still set afterwards and
-    /// is the caller's to clear.
-    pub fn remove(&self, irqs: &impl Irqs, irq: &Irq) -> bool {
+    /// Takes an interrupt out, whatever its state, if it is here.
+    pub fn remove(&self, irqs: &impl Irqs, irq: &Irq) {
+        seqcst_boundary();
         let mut filed = self.filed.lock();
         self.file_inbox(&mut filed, irqs);
-        let state = irq.state();
-        // Somebody else may have moved it since, into a queue whose lock this is not.
-        state.queued() && state.holder() == self.owner && filed.unlink(irqs, irq)
+        let mut state = irq.state();
+        // Somebody else may have moved it since, into a queue whose lock this is not. While it is queued here, only who
+        // holds this lock can change that.
+        if state.queued() && state.holder() == self.owner && filed.unlink(irqs, irq) {
+            while let Err(found) = irq.exchange(state, state.with_queued(false)) {
+                state = found;
+            }
+        }
     }
 
     /// Whether anything is here at all, wanted or not.
@@ -304,16 +311,18 @@ impl Queue {
     #[inline]
     fn best(&self, filed: &mut Filed, irqs: &impl Irqs, open: &impl Fn(Lane) -> bool) -> Option<Candidate> {
         loop {
-            let mut found: Option<(u32, Lane)> = None;
+            let mut found: Option<(u32, u32, Lane)> = None;
             for lane in Lane::ALL {
                 let level = filed.occupied[lane as usize].trailing_zeros();
-                // Strictly: at one level the lane that comes first.
-                if open(lane) && level < found.map_or(LEVELS as u32, |(level, _)| level) {
-                    found = Some((level, lane));
+                if level < LEVELS as u32 && open(lane) {
+                    let intid = filed.lists[lane as usize][level as usize].head;
+                    // At one level the lower number; an LPI's is the higher one.
+                    if found.is_none_or(|(best, first, _)| (level, intid) < (best, first)) {
+                        found = Some((level, intid, lane));
+                    }
                 }
             }
-            let (level, lane) = found?;
-            let intid = filed.lists[lane as usize][level as usize].head;
+            let (level, intid, lane) = found?;
             let irq = irqs.irq(intid)?;
             let state = irq.state();
             if self.is_right(state, intid, lane, level) {

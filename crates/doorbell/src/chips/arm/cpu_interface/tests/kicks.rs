@@ -1,0 +1,67 @@
+//! Who is woken, and when.
+
+use super::rig::{A, B, Rig};
+use crate::chips::arm::{IccRegister, Lines};
+
+#[test]
+fn who_armed_and_saw_nothing_is_woken_once() {
+    let mut rig = Rig::new(2);
+    assert!(rig.cpus[0].arm().is_idle());
+    rig.pend(A);
+    rig.pend(B);
+    assert_eq!(*rig.kicks.lock(), [0]);
+    assert_eq!(rig.cpus[0].line(), Lines { irq: true, fiq: false });
+}
+
+#[test]
+fn who_arms_too_late_sees_it() {
+    let mut rig = Rig::new(1);
+    rig.pend(A);
+    assert_eq!(rig.cpus[0].arm(), Lines { irq: true, fiq: false });
+    rig.cpus[0].disarm();
+    rig.pend(B);
+    assert!(rig.kicks.lock().is_empty());
+}
+
+/// A name, what comes before, and what must wake.
+type Way = (&'static str, fn(&mut Rig), fn(&mut Rig));
+
+#[test]
+fn each_way_to_become_deliverable_wakes() {
+    let ways: [Way; 5] = [
+        (
+            "enabled",
+            |rig| rig.change(0, A, |it| it.with_enabled(false)),
+            |rig| rig.change(0, A, |it| it.with_enabled(true)),
+        ),
+        ("the distributor's group", |rig| rig.set_groups(0), |rig| rig.set_groups(3)),
+        ("awake", |rig| rig.set_awake(0, false), |rig| rig.set_awake(0, true)),
+        ("routed here", |rig| rig.change(0, A, |it| it.with_target(1)), |rig| rig.change(0, A, |it| it.with_target(0))),
+        (
+            "inactive",
+            |rig| rig.change(0, A, |it| it.with_active(true)),
+            |rig| rig.change(0, A, |it| it.with_active(false)),
+        ),
+    ];
+    for (name, before, then) in ways {
+        let mut rig = Rig::new(2);
+        before(&mut rig);
+        rig.pend(A);
+        assert!(rig.cpus[0].arm().is_idle(), "{name}");
+        rig.kicks.lock().clear();
+        then(&mut rig);
+        assert_eq!(*rig.kicks.lock(), [0], "{name}");
+        assert!(rig.cpus[0].line().irq, "{name}");
+    }
+}
+
+#[test]
+fn a_new_priority_wakes_who_sleeps_behind_its_mask() {
+    let mut rig = Rig::new(1);
+    rig.write(IccRegister::Pmr, 0x80);
+    rig.pend(A);
+    assert!(rig.cpus[0].arm().is_idle());
+    rig.priority(A, 0x40);
+    assert_eq!(*rig.kicks.lock(), [0]);
+    assert!(rig.cpus[0].line().irq);
+}
