@@ -217,10 +217,21 @@ fn bad_input_is_one_clear_line_and_status_2() {
         format!("doorbell: {}:5: vectors: 4000 is not allowed: a whole number from 1 to 2048\n", machine.path());
     assert_eq!(errors(&output), expected);
     assert!(output.stdout.is_empty());
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["run", "--chips", "none", "--trace", "t.json"], "doorbell: --"),
         (&["run", "/nonexistent.toml"], "doorbell: /nonexistent.toml: No such file"),
-        (&["run", "--machine", "arm"], "doorbell: --machine arm: not there yet, allowed are x86, x86-vtd and x86-amd"),
+        (
+            &["run", "--machine", "power"],
+            "doorbell: --machine power: not there yet, allowed are x86, x86-vtd, x86-amd and arm",
+        ),
+        (
+            &["run", "--machine", "arm", "--chips", "kernel"],
+            "doorbell: arm: --chips kernel: an Arm machine has \"soft\" chips only",
+        ),
+        (
+            &["run", "--machine", "arm", "--chips", "split"],
+            "doorbell: arm: --chips split: an Arm machine has \"soft\" chips only",
+        ),
         (&["run", "--fault", "stuck-vcpu=4"], "doorbell: --fault stuck-vcpu=4: x86 has vCPUs 0 to 3"),
         (&["run", "--fault", "drop=5"], "error: invalid value 'drop=5' for '--fault <FAULT>': allowed are drop=1/N"),
         (&["run", "--chips", "silicon"], "error: invalid value 'silicon' for '--chips <CHIPS>'"),

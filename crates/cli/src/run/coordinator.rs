@@ -38,8 +38,8 @@ pub trait Running {
 pub struct Ended {
     /// For each vector of the plan, in its order; empty where latencies are not measured.
     pub latencies: Vec<Histogram>,
-    /// For each vCPU, which vectors are still pending there: its IRR.
-    pub pending: Vec<[u32; 8]>,
+    /// For each vector of the plan, whether an interrupt is still pending at a vCPU; empty where that cannot be seen.
+    pub pending: Vec<bool>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
     /// What went wrong.
@@ -127,10 +127,7 @@ impl Run<'_> {
             .enumerate()
             .map(|(index, vector)| {
                 let latency = ended.latencies.get(index).cloned().unwrap_or_default();
-                let arrives = vector.arrives_as();
-                let pending = (0..).zip(&ended.pending).any(|(vcpu, irr)| {
-                    plan.may_arrive(vector, vcpu) && irr[usize::from(arrives / 32)] >> (arrives % 32) & 1 != 0
-                });
+                let pending = ended.pending.get(index).copied().unwrap_or_default();
                 VectorReport {
                     source: format!("{}/{}", plan.devices[vector.device], vector.number),
                     path: paths[index].clone(),

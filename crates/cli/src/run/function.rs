@@ -148,6 +148,8 @@ pub struct Function {
     registers: Mutex<Registers>,
     /// A driver has the Function Mask set at this moment.
     masked: AtomicBool,
+    /// By entry: a driver has it masked at this moment.
+    entries: Vec<AtomicBool>,
 }
 
 struct Registers {
@@ -184,7 +186,8 @@ impl Function {
             Some(requester) => table.from_device(requester),
             None => table,
         };
-        Ok(Self { registers: Mutex::new(Registers { capability, table }), masked: AtomicBool::new(false) })
+        let entries = (0..vectors).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { registers: Mutex::new(Registers { capability, table }), masked: AtomicBool::new(false), entries })
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {
@@ -205,13 +208,18 @@ impl Function {
         registers.control(MessageControl::new().with_enable(true));
     }
 
-    /// The driver masks an entry and reads it back: from then on its interrupts are pending.
-    pub fn mask(&self, entry: u16) {
+    /// The driver masks an entry and reads it back: from then on its interrupts are pending. False if another vCPU's has.
+    pub fn mask(&self, entry: u16) -> bool {
+        // Relaxed: the registers' lock orders the rest.
+        if self.entries[usize::from(entry)].swap(true, Ordering::Relaxed) {
+            return false;
+        }
         let mut registers = self.registers();
         registers.store(entry, VECTOR_CONTROL, 1);
         let mut back = [0; 4];
         registers.table.read(u64::from(entry) * ENTRY_BYTES + VECTOR_CONTROL, &mut back);
         debug_assert_eq!(back, 1u32.to_le_bytes());
+        true
     }
 
     /// The driver unmasks an entry. Returns whether an interrupt was pending.
@@ -219,6 +227,8 @@ impl Function {
         let mut registers = self.registers();
         let pending = registers.is_pending(entry);
         registers.store(entry, VECTOR_CONTROL, 0);
+        drop(registers);
+        self.entries[usize::from(entry)].store(false, Ordering::Relaxed);
         pending
     }
 

@@ -25,7 +25,7 @@ use super::{
     function::{self, Binding, Functions},
     guest::{Chips, KernelMachine},
     ledger::Ledger,
-    plan::{Line, Plan, Vector, Wire, redirection},
+    plan::{Line, Plan, Vector, Wire, x86::redirection},
     process::Doorbell,
     report::{Problem, grouped},
 };
@@ -211,7 +211,8 @@ impl Driver {
                 std::thread::sleep(PAUSE);
                 let (device, entry) = entries[random.next() as usize % entries.len()];
                 if let Some(function) = functions.of(device) {
-                    function.mask(entry);
+                    // It is the only one that masks.
+                    let _ = function.mask(entry);
                     std::thread::sleep(MASKED);
                     masks += 1;
                     replayed += u64::from(function.unmask(entry));

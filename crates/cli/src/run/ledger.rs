@@ -129,7 +129,7 @@ pub struct CpuPage {
     pub ended: AtomicU32,
     /// Interrupts that nobody sent.
     pub stray: AtomicU32,
-    /// The vector acknowledged last.
+    /// What was acknowledged last: an x86 vector, or an INTID.
     pub last: AtomicU32,
     guest: [u32; 68],
 }
@@ -379,28 +379,59 @@ impl Ledger {
         Entry { fresh, stray: false }
     }
 
-    /// [`enter`](Self::enter) for an edge whose slot is that of another vCPU, from where it was re-targeted. Its handlers
-    /// may run on two vCPUs at once: the last interrupt that went to the one, and the first that goes to the other.
-    pub fn enter_at(&self, vcpu: u32, slot: Slot, mut sample: impl FnMut(usize, u32, Option<u64>)) -> Entry {
+    /// [`enter`](Self::enter) where `slot` may be that of another vCPU, from where the interrupt was re-targeted; `arrival`
+    /// is what this vCPU acknowledged. Its handlers may run on two vCPUs at once: for the last interrupt that went to the
+    /// one, and for the first that goes to the other.
+    pub fn enter_at(
+        &self,
+        vcpu: u32,
+        arrival: u32,
+        slot: Slot,
+        mut sample: impl FnMut(usize, u32, Option<u64>),
+    ) -> Entry {
         let own = self.cpu(vcpu);
         // Relaxed: as in `enter`.
         own.taken.store(own.taken.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        own.last.store(u32::from(slot.vector), Ordering::Relaxed);
-        let Some(index) = slot.index() else { return Entry { fresh: 0, stray: true } };
+        own.last.store(arrival, Ordering::Relaxed);
         let page = self.cpu(slot.vcpu);
-        // Acquire: pairs with the Release in `publish`.
-        let number = page.sequence[index].load(Ordering::Acquire);
-        let before = page.seen[index].load(Ordering::Relaxed);
-        let age = self.age(slot.vcpu, index, before.wrapping_add(1), number);
-        // Whoever raises `seen` counts the number. Release: pairs with the Acquire in `seen`; counted before it is seen
-        // would need no order, because the figures are added up when all handlers have gone.
-        if page.seen[index].fetch_max(number, Ordering::Release) < number {
-            page.count[index].fetch_add(1, Ordering::Relaxed);
-            sample(index, number, age);
-            return Entry { fresh: 1, stray: false };
+        let first = slot.index().unwrap_or(SLOTS);
+        let span = page.span.get(first).map_or(0, |span| usize::from(span.load(Ordering::Relaxed) & !SPAN_LEVEL));
+        if span == 0 {
+            own.stray.fetch_add(1, Ordering::Relaxed);
+            return Entry { fresh: 0, stray: true };
         }
-        page.again[index].fetch_add(1, Ordering::Relaxed);
-        Entry { fresh: 0, stray: false }
+        let mut fresh = 0;
+        for index in first..(first + span).min(SLOTS) {
+            // Acquire: pairs with the Release in `publish`.
+            let number = page.sequence[index].load(Ordering::Acquire);
+            let before = page.seen[index].load(Ordering::Relaxed);
+            let age = self.age(slot.vcpu, index, before.wrapping_add(1), number);
+            if self.see(page, index, number) {
+                // Counted before it is seen would need no order, because the figures are added up when all handlers have gone.
+                page.count[index].fetch_add(1, Ordering::Relaxed);
+                fresh += 1;
+                sample(index, number, age);
+            }
+        }
+        if fresh == 0 {
+            page.again[first].fetch_add(1, Ordering::Relaxed);
+        }
+        Entry { fresh, stray: false }
+    }
+
+    /// A driver that has no interrupt of a slot looks at its device. Returns whether there was something to be seen.
+    pub fn look(&self, slot: Slot) -> bool {
+        // Acquire: pairs with the Release in `publish`.
+        slot.index().is_some_and(|index| {
+            let page = self.cpu(slot.vcpu);
+            self.see(page, index, page.sequence[index].load(Ordering::Acquire))
+        })
+    }
+
+    /// Raises `seen` to `number`; whoever raises it has seen the number, and nobody else has.
+    fn see(&self, page: &CpuPage, index: usize, number: u32) -> bool {
+        // Release: pairs with the Acquire in `seen`.
+        page.seen[index].fetch_max(number, Ordering::Release) < number
     }
 
     /// The handler's half: the EOI of the interrupt entered last has been written.
@@ -429,106 +460,4 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interrupt_that_arrives_elsewhere_is_accounted_where_its_slot_is() {
-        let ledger = ledger();
-        assert_eq!(ledger.publish(SLOT), 1);
-        let mut samples = Vec::new();
-        let entry = ledger.enter_at(0, SLOT, |index, number, waited| samples.push((index, number, waited.is_some())));
-        assert_eq!((entry, samples), (Entry { fresh: 1, stray: false }, vec![(INDEX, 1, true)]));
-        let again = ledger.enter_at(0, SLOT, |_, _, _| panic!("nothing is new"));
-        assert_eq!(again, Entry { fresh: 0, stray: false });
-        let home = ledger.cpu(1);
-        let word = |word: &AtomicU32| word.load(Ordering::Relaxed);
-        assert_eq!((ledger.seen(SLOT), word(&home.count[INDEX]), word(&home.again[INDEX])), (1, 1, 1));
-        assert_eq!((word(&home.taken), word(&ledger.cpu(0).taken), word(&ledger.cpu(0).last)), (0, 2, 0x41));
-        let below = Slot { vector: 0x1f, ..SLOT };
-        assert!(ledger.enter_at(0, below, |_, _, _| ()).stray);
-    }
-
-    const SLOT: Slot = Slot { vcpu: 1, vector: 0x41 };
-    const INDEX: usize = 0x21;
-
-    fn ledger() -> Ledger {
-        let (ledger, memory) = Ledger::create(2).unwrap();
-        ledger.cpu(1).span[INDEX].store(1, Ordering::Relaxed);
-        drop(ledger);
-        Ledger::open(memory).unwrap()
-    }
-
-    fn enter(ledger: &Ledger, vector: u8) -> (Entry, Vec<(usize, u32, bool)>) {
-        let mut samples = Vec::new();
-        let entry = ledger.enter(1, vector, |index, number, age| samples.push((index, number, age.is_some())));
-        ledger.leave(1);
-        (entry, samples)
-    }
-
-    #[test]
-    fn a_published_number_is_seen_once() {
-        let ledger = ledger();
-        assert_eq!(ledger.publish(SLOT), 1);
-        ledger.sent(SLOT, 1);
-        assert_eq!(enter(&ledger, 0x41), (Entry { fresh: 1, stray: false }, vec![(INDEX, 1, true)]));
-        assert_eq!(enter(&ledger, 0x41), (Entry::default(), vec![]));
-        let page = ledger.cpu(1);
-        assert_eq!(ledger.seen(SLOT), 1);
-        assert_eq!(page.count[INDEX].load(Ordering::Relaxed), 1);
-        assert_eq!(page.again[INDEX].load(Ordering::Relaxed), 1);
-        assert_eq!((page.taken.load(Ordering::Relaxed), page.ended.load(Ordering::Relaxed)), (2, 2));
-        assert_eq!(ledger.signals(1).sent[INDEX].load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn one_entry_sees_the_last_of_many_numbers() {
-        let ledger = ledger();
-        for _ in 0..5 {
-            ledger.publish(SLOT);
-        }
-        assert_eq!(enter(&ledger, 0x41).1, [(INDEX, 5, true)]);
-        assert_eq!(ledger.cpu(1).count[INDEX].load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn an_age_is_not_told_once_its_stamp_may_be_overwritten() {
-        let ledger = ledger();
-        for _ in 0..STAMPS {
-            ledger.publish(SLOT);
-        }
-        assert_eq!(enter(&ledger, 0x41).1, [(INDEX, STAMPS as u32, false)]);
-    }
-
-    #[test]
-    fn a_vector_that_nobody_uses_is_stray() {
-        let ledger = ledger();
-        for vector in [0x42, 0x10, 0xff] {
-            assert!(enter(&ledger, vector).0.stray, "vector {vector:#x}");
-        }
-        assert_eq!(ledger.cpu(1).stray.load(Ordering::Relaxed), 3);
-    }
-
-    #[test]
-    fn the_handler_of_a_shared_line_looks_at_every_sharer() {
-        let ledger = ledger();
-        ledger.cpu(1).span[INDEX].store(2 | SPAN_LEVEL, Ordering::Relaxed);
-        let second = Slot { vector: 0x42, ..SLOT };
-        ledger.publish(second);
-        assert_eq!(enter(&ledger, 0x41).1, [(INDEX + 1, 1, true)]);
-        ledger.publish(SLOT);
-        ledger.publish(second);
-        assert_eq!(enter(&ledger, 0x41).0.fresh, 2);
-        assert_eq!((ledger.seen(SLOT), ledger.seen(second)), (1, 2));
-    }
-
-    #[test]
-    fn only_a_ledger_is_opened_as_one() {
-        let memory = rustix::fs::memfd_create("other", MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&memory, 3 * PAGE as u64).unwrap();
-        assert_eq!(Ledger::open(memory).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        let memory = rustix::fs::memfd_create("other", MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&memory, Ledger::length(2) as u64).unwrap();
-        assert_eq!(Ledger::open(memory).unwrap_err().kind(), io::ErrorKind::InvalidData, "the magic is missing");
-    }
-}
+mod tests;

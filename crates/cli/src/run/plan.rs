@@ -4,23 +4,32 @@ use std::sync::atomic::Ordering;
 
 use doorbell::{DeviceId, MsiMessage, route::RouteTable};
 
+pub mod arm;
+pub mod x86;
+
 use super::{
     ledger::{FIRST_VECTOR, Ledger, SPAN_LEVEL, Slot},
-    machine::{Machine, Remap, Wiring},
+    machine::{Arch, Machine, Remap, Wiring},
 };
 
 /// The lowest vector that the plan gives away; below it are exceptions and what a PC's firmware uses.
 const LOWEST: u8 = 0x30;
 /// The highest; above it are those that operating systems use among themselves.
 const HIGHEST: u8 = 0xef;
-/// How many MSI-X vectors a machine can have: each needs a GSI, and the lowest 24 are the IOAPIC's pins.
-const MOST_MESSAGES: u32 = RouteTable::GSIS - 24;
-/// With interrupt remapping, so many neighbouring vCPUs take each other's vectors: no two sources of theirs have the same.
+/// With interrupt remapping, and on Arm, so many neighbouring vCPUs take each other's vectors.
 const GROUP: u32 = 4;
-/// Whom the IOAPIC's messages come from: 00:14.0.
-pub const IOAPIC: DeviceId = DeviceId(0xa0);
-/// The IOAPIC pin of the first line.
+/// The pin of the first line.
 pub const FIRST_PIN: u16 = 16;
+
+/// How many MSI-X vectors a machine can have: each needs a GSI, and the lowest are those of pins.
+fn most_messages(arch: Arch) -> u32 {
+    RouteTable::GSIS - u32::from(FIRST_PIN) - arch.lines()
+}
+
+/// Whom the messages of a device come from: a function of bus 1 or 2.
+fn requester(device: usize) -> DeviceId {
+    DeviceId(0x100 + (device as u32) * 8)
+}
 
 /// How one vector of the plan is wired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,38 +39,19 @@ pub enum Wire {
         /// The entry.
         entry: u16,
     },
-    /// A line of the IOAPIC.
+    /// A line of the IOAPIC, or an SPI.
     Line(Line),
 }
 
-/// A line of the IOAPIC.
+/// A line of the IOAPIC, or an SPI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Line {
     /// The pin.
     pub pin: u16,
-    /// The vector that the pin's entry holds: the first slot of those that share it.
+    /// The vector that an IOAPIC's entry holds: the first slot of those that share the pin.
     pub vector: u8,
     /// A level line with a resample descriptor; otherwise an edge.
     pub resample: bool,
-}
-
-/// The message that arrives in a slot: fixed delivery, edge, to one local APIC by its id.
-pub fn message(slot: Slot) -> MsiMessage {
-    MsiMessage::new(0xfee0_0000 | u64::from(slot.vcpu) << 12, slot.vector.into())
-}
-
-fn requester(device: usize) -> DeviceId {
-    DeviceId(0x100 + (device as u32) * 8)
-}
-
-/// The address of a VT-d handle.
-fn handle(index: u32) -> u64 {
-    0xfee0_0010 | u64::from(index & 0x7fff) << 5 | u64::from(index >> 15) << 2
-}
-
-/// The redirection entry of a line: fixed delivery to one local APIC by its id, active high, unmasked.
-pub fn redirection(vcpu: u32, line: Line) -> u64 {
-    u64::from(line.vector) | u64::from(line.resample) << 15 | u64::from(vcpu) << 56
 }
 
 /// One interrupt source: an eventfd of a device and where it arrives.
@@ -75,6 +65,8 @@ pub struct Vector {
     pub slot: Slot,
     /// How.
     pub wire: Wire,
+    /// What its vCPU's acknowledge says: an x86 vector, or an INTID.
+    pub arrival: u32,
     /// It waits for the handler after each signal.
     pub lockstep: bool,
     /// How often it is signalled.
@@ -95,30 +87,23 @@ impl Vector {
         self.line().is_some_and(|line| line.resample)
     }
 
-    /// The x86 vector that arrives at the vCPU.
+    /// The slot whose handler is entered, the first of a line's; on x86 the vector that arrives at the vCPU.
     pub fn arrives_as(&self) -> u8 {
         self.line().map_or(self.slot.vector, |line| line.vector)
     }
 }
 
-/// Where the entry of a vector is in the tables of interrupt remapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Who sends.
-    pub device: DeviceId,
-    /// The number of its table, where each device has one.
-    pub table: u32,
-    /// The index in the table.
-    pub entry: u32,
-}
-
 /// All vectors of a machine, in the order of its devices.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Whose interrupt architecture it is.
+    pub arch: Arch,
     /// How many vCPUs.
     pub vcpus: u32,
     /// What is between the devices and the chips.
     pub remap: Remap,
+    /// How many ITSs there are; 0 on x86.
+    pub its: u32,
     /// The names of the devices.
     pub devices: Vec<String>,
     /// Their vectors.
@@ -159,8 +144,9 @@ impl Plan {
             Slots { vcpus: machine.vcpus as usize, group: group as usize, next: vec![LOWEST; groups as usize] };
         let mut next_pin = FIRST_PIN;
         let mut messages = 0;
-        let (vcpus, remap) = (machine.vcpus, machine.remap);
-        let mut plan = Self { vcpus, remap, devices: Vec::new(), vectors: Vec::new() };
+        let Machine { arch, vcpus, remap, its, .. } = *machine;
+        let mut plan = Self { arch, vcpus, remap, its, devices: Vec::new(), vectors: Vec::new() };
+        let most_messages = most_messages(arch);
         for (device, source) in machine.sources.iter().enumerate() {
             plan.devices.push(source.name.clone());
             let total = source.wiring.vectors();
@@ -181,16 +167,17 @@ impl Plan {
                 number,
                 slot,
                 wire,
+                arrival: 0,
                 lockstep: source.pattern.is_lockstep(number),
                 interrupts: interrupts(number),
             };
             match source.wiring {
                 Wiring::Vectors(vectors) => {
                     messages += vectors;
-                    if messages > MOST_MESSAGES {
+                    if messages > most_messages {
                         let name = &machine.name;
                         return Err(format!(
-                            "{name}: source \"{}\": vectors: {total} are too many: a machine has {MOST_MESSAGES} altogether",
+                            "{name}: source \"{}\": vectors: {total} are too many: a machine has {most_messages} altogether",
                             source.name
                         ));
                     }
@@ -212,12 +199,26 @@ impl Plan {
                 }
             }
         }
+        for (index, vector) in plan.vectors.iter_mut().enumerate() {
+            vector.arrival = match arch {
+                Arch::X86 => vector.arrives_as().into(),
+                Arch::Arm => Self::intid(index, vector.wire),
+            };
+        }
         Ok(plan)
     }
 
     /// How many neighbouring vCPUs a vector may arrive at: those whose numbers, divided by this, are the same.
     pub fn group(&self) -> u32 {
-        if self.remap == Remap::None { 1 } else { GROUP }
+        if self.arch == Arch::X86 && self.remap == Remap::None { 1 } else { GROUP }
+    }
+
+    /// What an arrival is called in a report.
+    pub fn name_of(&self, arrival: u32) -> String {
+        match self.arch {
+            Arch::X86 => format!("vector {arrival:#x}"),
+            Arch::Arm => format!("INTID {arrival}"),
+        }
     }
 
     /// Whether a vector may arrive at a vCPU.
@@ -225,49 +226,16 @@ impl Plan {
         vector.slot.vcpu / self.group() == vcpu / self.group()
     }
 
-    /// Whom the messages of a device come from, where somebody wants to know: a function of bus 1 or 2.
+    /// Whom the messages of a device come from, where somebody wants to know.
     pub fn requester(&self, device: usize) -> Option<DeviceId> {
-        (self.remap != Remap::None).then_some(requester(device))
-    }
-
-    /// Where the entry of the plan's `index`th vector is. The vectors of a device have a block (spec T10), those of a line
-    /// one entry.
-    pub fn place(&self, index: usize) -> Place {
-        let vector = &self.vectors[index];
-        let first = |same: &dyn Fn(&Vector) -> bool| self.vectors.iter().position(same).unwrap_or(index) as u32;
-        let (device, table) = match vector.wire {
-            Wire::MsiX { .. } => (requester(vector.device), vector.device as u32 + 1),
-            Wire::Line(_) => (IOAPIC, 0),
-        };
-        let entry = match (self.remap, vector.wire) {
-            // The IOAPIC's vector is the index.
-            (Remap::Amd, Wire::Line(line)) => u32::from(line.vector),
-            (Remap::Amd, Wire::MsiX { entry }) => u32::from(entry),
-            (_, Wire::Line(line)) => first(&|other| other.line() == Some(line)),
-            (_, Wire::MsiX { entry }) => first(&|other| other.device == vector.device) + u32::from(entry),
-        };
-        Place { device, table, entry }
+        (self.arch == Arch::Arm || self.remap != Remap::None).then(|| requester(device))
     }
 
     /// The message that the guest's driver gives the plan's `index`th vector.
     pub fn message(&self, index: usize) -> MsiMessage {
-        let vector = &self.vectors[index];
-        let Place { device, entry, .. } = self.place(index);
-        match self.remap {
-            Remap::None => message(vector.slot),
-            // The device's block is the handle, the data say which of its entries.
-            Remap::Vtd => MsiMessage::new(handle(entry - vector.number) | 1 << 3, vector.number).from_device(device),
-            Remap::Amd => MsiMessage::new(0xfee0_0000, entry).from_device(device),
-        }
-    }
-
-    /// The redirection entry of the line of the plan's `index`th vector.
-    pub fn redirection(&self, index: usize, line: Line) -> u64 {
-        let entry = u64::from(self.place(index).entry);
-        match self.remap {
-            Remap::None => redirection(self.vectors[index].slot.vcpu, line),
-            Remap::Vtd => redirection(0, line) | (entry & 0x7fff) << 49 | 1 << 48 | (entry >> 15) << 11,
-            Remap::Amd => redirection(0, line),
+        match self.arch {
+            Arch::X86 => self.x86_message(index),
+            Arch::Arm => self.arm_message(index),
         }
     }
 
@@ -324,29 +292,6 @@ mod tests {
         let span = |slot: Slot| ledger.cpu(slot.vcpu).span[slot.index().unwrap()].load(Ordering::Relaxed);
         assert_eq!((span(a.slot), span(b.slot)), (SPAN_LEVEL | 2, 0));
         assert_eq!(span(plan.vectors[0].slot), 1);
-    }
-
-    #[test]
-    fn vcpus_that_take_each_other_s_vectors_have_no_vector_twice() {
-        for text in [crate::run::machine::X86_VTD, crate::run::machine::X86_AMD] {
-            let machine = Machine::built_in("big", text);
-            let plan = Plan::new(&machine).unwrap();
-            let mut arrivals = std::collections::HashSet::new();
-            let (mut places, mut messages) = (std::collections::HashSet::new(), std::collections::HashSet::new());
-            for (index, vector) in plan.vectors.iter().enumerate() {
-                assert!(plan.may_arrive(vector, vector.slot.vcpu));
-                assert!(arrivals.insert((vector.slot.vcpu / GROUP, vector.slot.vector)), "{vector:?}");
-                let Place { device, table, entry } = plan.place(index);
-                if let Some(line) = vector.line() {
-                    assert_eq!((device, plan.redirection(index, line) as u8), (IOAPIC, line.vector));
-                } else {
-                    assert!(places.insert((if plan.remap == Remap::Amd { table } else { 0 }, entry)), "{vector:?}");
-                    assert!(messages.insert(plan.message(index)), "{vector:?}");
-                }
-            }
-            let used: std::collections::HashSet<_> = plan.vectors.iter().map(|vector| vector.slot.vcpu).collect();
-            assert_eq!(used.len(), 300, "every vCPU has work");
-        }
     }
 
     #[test]

@@ -10,8 +10,8 @@ pub const MOST: usize = 20_000;
 /// One number that one handler saw.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
-    /// The index of its slot on its vCPU.
-    pub index: u32,
+    /// The index of its vector in the plan.
+    pub index: usize,
     /// The number.
     pub number: u32,
     /// When the handler was entered and left, in ns.
@@ -80,10 +80,7 @@ pub fn write(plan: &Plan, recorders: &[Recorder], start: u64, out: impl Write) -
     }
     for (vcpu, recorder) in recorders.iter().enumerate() {
         for event in &recorder.events {
-            let vector = plan.vectors.iter().find(|vector| {
-                plan.may_arrive(vector, vcpu as u32) && vector.slot.index() == Some(event.index as usize)
-            });
-            let Some(vector) = vector else { continue };
+            let Some(vector) = plan.vectors.get(event.index) else { continue };
             let source = format!("{}/{}", plan.devices[vector.device], vector.number);
             let (number, at) = (event.number, microseconds(event.entered.saturating_sub(start)));
             let lasted = microseconds(event.left.saturating_sub(event.entered));
@@ -116,8 +113,7 @@ mod tests {
     fn a_trace_is_json_with_a_slice_for_the_handler_and_one_for_the_wait() {
         let plan = Plan::new(&Machine::x86()).unwrap();
         let mut recorder = Recorder::new(true);
-        let index = plan.vectors[0].slot.index().unwrap() as u32;
-        let event = Event { index, number: 7, entered: 5_000, left: 6_500, waited: Some(2_000) };
+        let event = Event { index: 0, number: 7, entered: 5_000, left: 6_500, waited: Some(2_000) };
         recorder.record(event);
         let mut text = Vec::new();
         write(&plan, &[recorder], 1_000, &mut text).unwrap();

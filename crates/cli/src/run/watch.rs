@@ -186,15 +186,18 @@ impl<'a> Watch<'a> {
                 *pulse = Pulse { taken, since: Instant::now(), reported: false };
             } else if !pulse.reported && pulse.since.elapsed() >= STUCK {
                 pulse.reported = true;
-                let vector = page.last.load(Ordering::Relaxed);
-                let source = self.plan.vectors.iter().find(|candidate| {
-                    self.plan.may_arrive(candidate, vcpu) && u32::from(candidate.arrives_as()) == vector
-                });
+                let arrival = page.last.load(Ordering::Relaxed);
+                let source = self
+                    .plan
+                    .vectors
+                    .iter()
+                    .find(|candidate| self.plan.may_arrive(candidate, vcpu) && candidate.arrival == arrival);
                 let source = source
                     .map(|vector| format!(", {}/{}", self.plan.devices[vector.device], vector.number))
                     .unwrap_or_default();
                 self.report(format!(
-                    "vCPU {vcpu} has taken an interrupt (vector {vector:#x}{source}) and not ended it for {:.1} s",
+                    "vCPU {vcpu} has taken an interrupt ({}{source}) and not ended it for {:.1} s",
+                    self.plan.name_of(arrival),
                     STUCK.as_secs_f64()
                 ));
             }

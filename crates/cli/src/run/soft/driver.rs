@@ -1,16 +1,20 @@
-//! The thread of one vCPU: takes interrupts from its local APIC, handles them as a guest's driver would, ends them, and
-//! sleeps when there are none.
+//! The thread of one vCPU: takes interrupts from its half of the chips, handles them as a guest's driver would, ends them,
+//! and sleeps when there are none.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
 
-use doorbell::chips::x86::lapic::LocalApic;
-
-use super::Shared;
+use super::{
+    Shared,
+    platform::{Platform, Processor},
+};
 use crate::run::{
     device,
     function::Random,
     histogram::Histogram,
-    ledger::{FIRST_VECTOR, SLOTS, Slot, now_ns},
+    ledger::{SLOTS, Slot, now_ns},
     plan::{Plan, Wire},
     trace::{Event, Recorder},
 };
@@ -19,20 +23,20 @@ use crate::run::{
 const MASK_ONE_OF: u64 = 64;
 /// A mask lasts this many interrupts of the vCPU, or until it has nothing else to do.
 const MASK_LASTS: u32 = 12;
-/// With interrupt remapping: a vector is given another vCPU after one interrupt of this many.
-const RETARGET_ONE_OF: u64 = 32;
 /// With the fault: the interrupt that is not ended.
 const STUCK_AT: u32 = 100;
 
-/// What a handler must know of a slot.
+/// What a handler must know of what it was entered for: a vector, or a line, whose sources follow one another.
 #[derive(Clone, Copy)]
 struct Handler {
-    /// The index of its vector among those whose latencies are measured here.
-    vector: usize,
+    /// The index of its first vector among those whose latencies are measured here.
+    latency: usize,
     /// Its index in the plan.
     index: usize,
     /// Where it is accounted.
     slot: Slot,
+    /// How many sources there are.
+    sources: usize,
     device: usize,
     /// Its entry, if it is one of MSI-X.
     entry: Option<u16>,
@@ -46,7 +50,7 @@ struct Mask {
     device: usize,
     /// `None`: the whole function.
     entry: Option<u16>,
-    vector: u8,
+    arrival: u32,
     /// Nothing of this vector was on its way when it was masked: it must not arrive.
     quiet: bool,
     left: u32,
@@ -57,8 +61,8 @@ struct Mask {
 pub struct Shift {
     /// The latencies of its vectors, with their indices in the plan.
     pub latencies: Vec<(usize, Histogram)>,
-    /// What is still pending.
-    pub pending: [u32; 8],
+    /// Which vectors of the plan are still pending here.
+    pub pending: Vec<usize>,
     /// What it recorded.
     pub recorder: Recorder,
     /// How often it masked a vector, and a function.
@@ -69,55 +73,50 @@ pub struct Shift {
     pub replayed: u64,
     /// Interrupts that came through a mask.
     pub through: u64,
-    /// Interrupts that came by an entry of the remapping table whose invalidation was complete.
+    /// Interrupts that came to a vCPU to which their vector did not belong any more.
     pub stale: u64,
 }
 
 /// See the [module](self).
-pub struct Driver {
+pub struct Driver<P: Platform> {
     vcpu: u32,
-    apic: LocalApic,
-    shared: Arc<Shared>,
-    handlers: Vec<Option<Handler>>,
+    cpu: P::Cpu,
+    shared: Arc<Shared<P>>,
+    /// By what the acknowledge says.
+    handlers: HashMap<u32, Handler>,
     masks: Vec<Mask>,
-    /// By slot: the vector has been given another vCPU, and nothing of it was on its way here.
-    away: Vec<bool>,
     random: Random,
     stuck: bool,
     shift: Shift,
 }
 
-impl Driver {
-    /// The driver of a vCPU, which owns its local APIC. `stuck`: it does not end one of its interrupts.
-    pub fn new(apic: LocalApic, plan: &Plan, shared: &Arc<Shared>, seed: u64, trace: bool, stuck: bool) -> Self {
-        let vcpu = apic.vcpu().0;
-        let mut handlers = vec![None; SLOTS];
+impl<P: Platform> Driver<P> {
+    /// The driver of a vCPU, which owns its half of the chips. `stuck`: it does not end one of its interrupts.
+    pub fn new(cpu: P::Cpu, plan: &Plan, shared: &Arc<Shared<P>>, seed: u64, trace: bool, stuck: bool) -> Self {
+        let vcpu = cpu.vcpu();
+        let mut handlers: HashMap<u32, Handler> = HashMap::new();
         let mut latencies = Vec::new();
         for (index, vector) in plan.vectors.iter().enumerate().filter(|(_, vector)| plan.may_arrive(vector, vcpu)) {
-            if vector.line().is_some() && vector.slot.vcpu != vcpu {
-                continue;
-            }
             let entry = match vector.wire {
                 Wire::MsiX { entry } => Some(entry),
                 Wire::Line(_) => None,
             };
-            if let Some(slot) = vector.slot.index() {
-                handlers[slot] = Some(Handler {
-                    vector: latencies.len(),
-                    index,
-                    slot: vector.slot,
-                    device: vector.device,
-                    entry,
-                    level: vector.is_level(),
-                });
-                latencies.push((index, Histogram::default()));
-            }
+            let handler = handlers.entry(vector.arrival).or_insert(Handler {
+                latency: latencies.len(),
+                index,
+                slot: vector.slot,
+                sources: 0,
+                device: vector.device,
+                entry,
+                level: vector.is_level(),
+            });
+            handler.sources += 1;
+            latencies.push((index, Histogram::default()));
         }
         let shift = Shift { latencies, recorder: Recorder::new(trace), ..Shift::default() };
         let random = Random::new(seed.wrapping_add(u64::from(vcpu) << 32));
         let masks = Vec::with_capacity(SLOTS);
-        let away = vec![false; SLOTS];
-        Self { vcpu, apic, shared: Arc::clone(shared), handlers, masks, away, random, stuck, shift }
+        Self { vcpu, cpu, shared: Arc::clone(shared), handlers, masks, random, stuck, shift }
     }
 
     /// Works until the machine stops.
@@ -126,11 +125,12 @@ impl Driver {
         let sleeper = &shared.sleepers.0[self.vcpu as usize];
         let mut taken = 0u32;
         loop {
-            while let Some(vector) = self.apic.acknowledge() {
+            while let Some(arrival) = self.cpu.acknowledge() {
                 taken += 1;
                 if self.stuck && taken == STUCK_AT {
                     self.unmask_due(true);
-                    self.shared.ledger.enter(self.vcpu, vector, |_, _, _| ());
+                    let handler = self.handlers.get(&arrival).copied();
+                    self.enter(arrival, handler);
                     while !shared.stop.load(Ordering::Acquire) {
                         sleeper.prepare();
                         if !shared.stop.load(Ordering::SeqCst) {
@@ -139,114 +139,92 @@ impl Driver {
                     }
                     break;
                 }
-                self.handle(vector);
+                self.handle(arrival);
             }
             self.unmask_due(true);
             sleeper.prepare();
             if shared.stop.load(Ordering::SeqCst) {
                 break;
             }
-            if self.apic.arm().is_idle() {
+            if self.cpu.arm() {
                 sleeper.sleep();
             }
-            self.apic.disarm();
+            self.cpu.disarm();
         }
-        for vector in 0..=u8::MAX {
-            if self.apic.holds(vector) {
-                self.shift.pending[usize::from(vector / 32)] |= 1 << (vector % 32);
-            }
-        }
+        let Self { cpu, handlers, shift, .. } = &mut self;
+        let held = handlers.iter().filter(|(arrival, handler)| cpu.holds(handler.index, **arrival));
+        shift.pending = held.flat_map(|(_, handler)| handler.index..handler.index + handler.sources).collect();
         self.shift
     }
 
-    /// One interrupt, from the acknowledge to what follows its end.
-    fn handle(&mut self, vector: u8) {
-        if self.masks.iter().any(|mask| mask.quiet && mask.vector == vector) {
-            self.shift.through += 1;
-        }
-        let handler = vector.checked_sub(FIRST_VECTOR).and_then(|slot| self.handlers[usize::from(slot)]);
-        self.look_for_stale(handler);
-        let Self { vcpu, shared, handlers, shift, .. } = self;
-        let entered = if shift.recorder.is_on() { now_ns() } else { 0 };
+    /// Accounts for an interrupt. Returns how many sources had something new.
+    fn enter(&mut self, arrival: u32, handler: Option<Handler>) -> u32 {
+        let Self { vcpu, cpu, shared, shift, .. } = self;
         let ledger = &shared.ledger;
+        let Some(handler) = handler else {
+            // No slot has this vector: it is noted as one that nobody sent.
+            return ledger.enter_at(*vcpu, arrival, Slot { vcpu: *vcpu, vector: 0 }, |_, _, _| ()).fresh;
+        };
+        let entered = if shift.recorder.is_on() { now_ns() } else { 0 };
+        let first = handler.slot.index().unwrap_or_default();
         let account = |slot: usize, number, waited| {
-            let Some(handler) = handlers[slot] else { return };
+            let source = slot - first;
             if let Some(waited) = waited {
-                shift.latencies[handler.vector].1.record(waited);
+                shift.latencies[handler.latency + source].1.record(waited);
             }
             if shift.recorder.is_on() {
-                shift.recorder.record(Event { index: slot as u32, number, entered, left: now_ns(), waited });
+                let index = handler.index + source;
+                shift.recorder.record(Event { index, number, entered, left: now_ns(), waited });
             }
         };
-        let entry = match handler {
-            Some(handler) if shared.remapping.is_some() && handler.entry.is_some() => {
-                ledger.enter_at(*vcpu, handler.slot, account)
-            }
-            _ => ledger.enter(*vcpu, vector, account),
-        };
-        if let Some(eoi) = self.apic.eoi() {
-            if eoi.level {
-                self.shared.end(eoi.vector);
-            }
+        if cpu.is_shared(handler.index) {
+            ledger.enter_at(*vcpu, arrival, handler.slot, account).fresh
+        } else {
+            ledger.enter(*vcpu, handler.slot.vector, account).fresh
+        }
+    }
+
+    /// One interrupt, from the acknowledge to what follows its end.
+    fn handle(&mut self, arrival: u32) {
+        if self.masks.iter().any(|mask| mask.quiet && mask.arrival == arrival) {
+            self.shift.through += 1;
+        }
+        let handler = self.handlers.get(&arrival).copied();
+        if handler.is_some_and(|handler| self.cpu.is_stale(handler.index)) {
+            self.shift.stale += 1;
+        }
+        let fresh = self.enter(arrival, handler);
+        if let Some(pins) = self.cpu.end(arrival) {
+            self.shared.irqs.end(P::PINS, &pins);
         }
         self.shared.ledger.leave(self.vcpu);
         let Some(handler) = handler else { return };
-        if entry.fresh > 0 && !handler.level {
+        if fresh > 0 && !handler.level {
             device::ring(&self.shared.ledger.header().devices[handler.device]);
         }
-        if let Some(msix) = handler.entry {
-            if self.is_here(handler) {
-                self.retarget_perhaps(handler, vector);
+        if let Some(entry) = handler.entry {
+            if self.cpu.is_here(handler.index) && !self.is_masked(arrival) {
+                self.cpu.retarget(handler.index, &mut self.random);
             }
-            if self.is_here(handler) {
-                self.mask_perhaps(handler.device, msix, vector);
+            if self.cpu.is_here(handler.index) && !self.is_masked(arrival) {
+                self.mask_perhaps(handler, entry, arrival);
             }
         }
         self.unmask_due(false);
     }
 
-    /// Whether a vector arrives at this vCPU by now, which then is the one to change that.
-    fn is_here(&self, handler: Handler) -> bool {
-        self.shared.remapping.as_ref().is_none_or(|remapping| remapping.owner(handler.index) == self.vcpu)
-    }
-
-    /// Counts an interrupt that should have gone to another vCPU.
-    fn look_for_stale(&mut self, handler: Option<Handler>) {
-        let Some((handler, slot)) = handler.and_then(|handler| Some((handler, handler.slot.index()?))) else { return };
-        if self.away[slot] && !self.is_here(handler) {
-            self.shift.stale += 1;
-        }
-        self.away[slot] = false;
-    }
-
-    /// Now and then the driver gives the vector whose interrupt it has just handled to a neighbour.
-    fn retarget_perhaps(&mut self, handler: Handler, vector: u8) {
-        let shared = Arc::clone(&self.shared);
-        let Some(remapping) = &shared.remapping else { return };
-        if self.random.next() >> 16 & (RETARGET_ONE_OF - 1) != 0 || self.masks.iter().any(|mask| mask.vector == vector)
-        {
-            return;
-        }
-        let group = shared.plan.group();
-        let first = self.vcpu / group * group;
-        let size = group.min(shared.plan.vcpus - first);
-        if size == 1 {
-            return;
-        }
-        let step = 1 + (self.random.next() >> 16) as u32 % (size - 1);
-        remapping.retarget(&shared.plan, handler.index, first + (self.vcpu - first + step) % size);
-        if let Some(slot) = handler.slot.index() {
-            self.away[slot] = !self.apic.holds(vector);
-        }
+    /// Whether this driver has masked a vector.
+    fn is_masked(&self, arrival: u32) -> bool {
+        self.masks.iter().any(|mask| mask.arrival == arrival)
     }
 
     /// Now and then the driver masks the vector whose interrupt it has just handled, or its whole function.
-    fn mask_perhaps(&mut self, device: usize, entry: u16, vector: u8) {
+    fn mask_perhaps(&mut self, handler: Handler, entry: u16, arrival: u32) {
         let random = self.random.next();
-        if random % MASK_ONE_OF != 0 || self.masks.iter().any(|mask| mask.vector == vector) {
+        if random % MASK_ONE_OF != 0 {
             return;
         }
-        let Some(function) = self.shared.functions.of(device) else { return };
+        let Some(function) = self.shared.functions.of(handler.device) else { return };
         let whole = random / MASK_ONE_OF % 64 == 0;
         if whole {
             if !function.mask_all() {
@@ -254,12 +232,14 @@ impl Driver {
             }
             self.shift.function_masks += 1;
         } else {
-            function.mask(entry);
+            if !function.mask(entry) {
+                return;
+            }
             self.shift.masks += 1;
         }
-        let quiet = !self.apic.holds(vector);
+        let quiet = !self.cpu.holds(handler.index, arrival);
         let entry = (!whole).then_some(entry);
-        self.masks.push(Mask { device, entry, vector, quiet, left: MASK_LASTS });
+        self.masks.push(Mask { device: handler.device, entry, arrival, quiet, left: MASK_LASTS });
     }
 
     /// Ends the masks whose time is over, or all.

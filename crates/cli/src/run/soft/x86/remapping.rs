@@ -22,7 +22,7 @@ use doorbell::{
 
 use crate::run::{
     machine::Remap,
-    plan::{Place, Plan},
+    plan::{Plan, x86::Place},
 };
 
 /// Where things lie in the guest's memory.
