@@ -6,6 +6,7 @@
 //! | [`gic`] | [`Gic`]: what all threads share |
 //! | [`cpu_interface`], `sgi` | [`CpuInterface`]: a vCPU's own half, by system registers |
 //! | `participation` | interrupts that any one vCPU may take |
+//! | `lpi` | LPIs: their table, and what guest memory says of them |
 //! | `irq`, `queue` | one interrupt's state, and what waits for one vCPU |
 //!
 //! An interrupt is one atomic word. Who makes it deliverable also puts it into the inbox of its vCPU, without a lock; the
@@ -21,6 +22,7 @@ pub mod cpu_interface;
 pub mod gic;
 pub mod intid;
 mod irq;
+mod lpi;
 pub mod options;
 mod participation;
 mod queue;
@@ -32,4 +34,5 @@ pub use cpu_interface::{
     registers::{Encoding, IccRegister},
 };
 pub use gic::Gic;
+pub use lpi::{LpiState, LpisState, RedistributorLpisState};
 pub use options::{Behaviour, GicOptions, Identity};

@@ -6,6 +6,7 @@ use super::{
     Affinity, GicOptions,
     intid::{FIRST_LPI, FIRST_SPI, LAST_SPI, PRIVATE, SPIS},
     irq::{Irq, IrqState, NOBODY},
+    lpi::Lpis,
     participation::Enables,
     queue::{Irqs, Queue},
 };
@@ -28,6 +29,7 @@ pub struct Gic {
     /// SPI n is at n - 32; a few more than `intids`, so that none is looked for in vain.
     pub(super) spis: Box<[Irq]>,
     pub(super) cpus: Box<[Cpu]>,
+    pub(super) lpis: Lpis,
     /// The affinities, sorted, with the index of the vCPU of each.
     names: Box<[(Affinity, u16)]>,
 }
@@ -86,7 +88,8 @@ impl Gic {
             .zip(0u16..)
             .map(|(name, index)| Cpu::new(name, index, enables))
             .collect();
-        Ok(Arc::new(Self { options, kick, ram, ctlr: AtomicU32::new(0), spis, cpus, names }))
+        let lpis = Lpis::new(&options);
+        Ok(Arc::new(Self { lpis, options, kick, ram, ctlr: AtomicU32::new(0), spis, cpus, names }))
     }
 
     /// How it was built.
@@ -104,10 +107,14 @@ impl Gic {
         self.names.binary_search_by_key(&name, |entry| entry.0).ok().map(|at| self.names[at].1)
     }
 
-    /// An interrupt that no vCPU owns: an SPI (or an LPI, which `lpi.rs` adds).
+    /// An interrupt that no vCPU owns: an SPI or an LPI.
     #[inline]
     pub(super) fn shared(&self, intid: u32) -> Option<&Irq> {
-        if (FIRST_SPI..=LAST_SPI).contains(&intid) { self.spis.get((intid - FIRST_SPI) as usize) } else { None }
+        match intid {
+            FIRST_SPI..=LAST_SPI => self.spis.get((intid - FIRST_SPI) as usize),
+            FIRST_LPI.. => self.lpis.get(intid),
+            _ => None,
+        }
     }
 
     /// An interrupt as the vCPU with this index numbers it.

@@ -2,7 +2,7 @@
 //!
 //! The state machine is that of Arm IHI 0069, "Interrupt handling and prioritization", "Interrupt handling state machine".
 
-use super::{intid, queue::DETACHED};
+use super::{GicOptions, intid, queue::DETACHED};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// No vCPU: the target of an interrupt that is routed to none.
@@ -31,8 +31,15 @@ pub(super) struct IrqState {
     /// It is in the queue of `holder`, or the one who set this is about to push it there. Cleared only with the lock of
     /// that queue held, by one who has unlinked it.
     pub queued: bool,
-    #[bits(15)]
-    __: u16,
+    /// LPIs: the vCPU that it is for has its LPIs switched off. It is not delivered.
+    pub off: bool,
+    /// LPIs: the same of its home. Events that come are dropped.
+    pub home_off: bool,
+    /// LPIs: see [`home`](Self::home).
+    #[bits(10)]
+    home_bits: u16,
+    #[bits(3)]
+    __: u8,
     /// The index of the vCPU that it is for, or [`NOBODY`].
     pub target: u16,
     /// Whose queue it is in, while `queued`.
@@ -52,8 +59,23 @@ impl IrqState {
 
     /// Whether it is to be in a queue: everything but the group enables and the priorities of its vCPU is in its favour.
     pub fn wanted(self) -> bool {
-        self.enabled() && self.pending() && !self.active() && self.target() != NOBODY
+        self.enabled() && self.pending() && !self.active() && !self.off() && self.target() != NOBODY
     }
+
+    /// LPIs: the vCPU that events are for, or [`NOBODY`]. `target` is another one only for what MOVALL or MAPC have left
+    /// pending elsewhere.
+    pub fn home(self) -> u16 {
+        match self.home_bits() {
+            Self::NO_HOME => NOBODY,
+            cpu => cpu,
+        }
+    }
+
+    pub fn with_home(self, cpu: u16) -> Self {
+        self.with_home_bits(cpu.min(Self::NO_HOME))
+    }
+
+    const NO_HOME: u16 = 0x3ff;
 
     /// Its level, 0 the most urgent.
     pub fn level(self) -> usize {
@@ -61,8 +83,8 @@ impl IrqState {
     }
 
     /// Where in which queue it belongs: a queued interrupt for which this changes must be moved.
-    fn place(self) -> (u16, usize, bool) {
-        (self.target(), self.level(), self.group1())
+    fn place(self) -> (u16, usize, bool, bool) {
+        (self.target(), self.level(), self.group1(), self.off())
     }
 
     /// Whether it is in the queue of a vCPU that it is not for.
@@ -80,6 +102,8 @@ impl IrqState {
         self.with_latch(false).with_active(intid < intid::FIRST_LPI)
     }
 }
+
+const _: () = assert!(GicOptions::MOST_VCPUS <= IrqState::NO_HOME as usize, "every vCPU can be a home");
 
 /// An interrupt. Its number is known to who holds it.
 #[derive(Debug)]

@@ -33,7 +33,8 @@ pub struct Behaviour {
     pub one_wire: bool,
     /// A store to GITS_CBASER resets GITS_CWRITER too (I4).
     pub cbaser_resets_cwriter: bool,
-    /// MOVALL re-targets every LPI (I16b); else it moves what is pending on the first redistributor, and nothing else.
+    /// MOVALL re-targets every LPI of the first redistributor, pending or not (I16b); else it moves what is pending there,
+    /// and nothing else.
     pub movall_retargets_every_lpi: bool,
     /// DISCARD, and MAPD of a mapped device, leave an LPI pending (I17a, I20a).
     pub unmapping_keeps_pending: bool,
@@ -43,6 +44,14 @@ pub struct Behaviour {
     pub mapc_moves_pending: bool,
     /// MAPTI of a mapped event changes nothing (I22); else it maps the event anew.
     pub mapti_keeps_mapped: bool,
+    /// MAPTI of an LPI that is mapped already, by another event, leaves its vCPU and its configuration as they are.
+    pub mapped_lpi_stays: bool,
+    /// All redistributors share one GICR_PROPBASER, whose IDbits bound the LPIs that can be mapped, and the memory
+    /// attributes of it and of GICR_PENDBASER are forced (I32).
+    pub one_propbaser: bool,
+    /// Switching a redistributor's LPIs off keeps what is pending where it is, and switching them on replaces it by what
+    /// the pending table says; else it is written to that table, and read from there again.
+    pub lpis_off_keeps_pending: bool,
     /// A message anywhere in the ITS's frame reaches the ITS (Q12); else only one to GITS_TRANSLATER.
     pub whole_frame_translates: bool,
 }
@@ -62,6 +71,9 @@ impl Behaviour {
         unmapped_collection_forgets: false,
         mapc_moves_pending: false,
         mapti_keeps_mapped: false,
+        mapped_lpi_stays: false,
+        one_propbaser: false,
+        lpis_off_keeps_pending: false,
         whole_frame_translates: false,
     };
 
@@ -79,6 +91,9 @@ impl Behaviour {
         unmapped_collection_forgets: true,
         mapc_moves_pending: true,
         mapti_keeps_mapped: true,
+        mapped_lpi_stays: true,
+        one_propbaser: true,
+        lpis_off_keeps_pending: true,
         whole_frame_translates: true,
     };
 }
