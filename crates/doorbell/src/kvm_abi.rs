@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`types`] | KVM's structs and constants |
 //! | [`routing`] | a routing table as KVM takes it, decoded |
+//! | `bindings` | `KVM_IRQFD` of both VMs of doorbell |
 //! | [`soft`] | [`SoftVm`] |
 //! | [`arm`] | Arm's calls, constants and [`SoftArmVm`] |
 //!
@@ -19,6 +20,7 @@
 
 #[cfg(feature = "arm")]
 pub mod arm;
+mod bindings;
 pub mod routing;
 #[cfg(feature = "x86")]
 pub mod soft;
@@ -39,3 +41,7 @@ pub use x86::{GuestCalls, KvmCalls};
 
 /// What an `ioctl` answers: its return value, or the number of its error.
 pub type Answer = Result<i32, Errno>;
+
+fn answer<T>(result: Result<T, crate::Error>, value: impl FnOnce(T) -> i32) -> Answer {
+    result.map(value).map_err(|error| error.errno())
+}

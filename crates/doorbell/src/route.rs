@@ -30,6 +30,7 @@
 
 mod cell;
 mod lease;
+mod lines;
 #[cfg(all(test, not(loom)))]
 mod machine;
 #[cfg(any(feature = "kvm", all(test, not(loom))))]

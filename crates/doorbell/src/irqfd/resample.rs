@@ -57,7 +57,7 @@ struct GsiLine {
 
 impl Line for GsiLine {
     fn set(&self, level: bool) -> Delivery {
-        self.table.line(self.gsi, LineSource::RESAMPLE, level)
+        self.table.routed_line(self.gsi, LineSource::RESAMPLE, level)
     }
 }
 

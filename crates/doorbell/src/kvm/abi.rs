@@ -12,7 +12,7 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
 use crate::kvm_abi::{
     Answer, Errno, GuestCalls, KvmCalls, KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd,
-    KvmLapicState, KvmMsi, types, types::regs,
+    KvmLapicState, KvmMsi, routing, types, types::regs,
 };
 
 use barrier::Barrier;
@@ -209,9 +209,7 @@ impl KvmCalls for KernelVm {
 
     fn set_gsi_routing(&self, nr: u32, flags: u32, entries: &[KvmIrqRoutingEntry]) -> Answer {
         let table = RoutingBuffer::new(nr, flags, entries);
-        if nr as usize > entries.len() && nr <= types::MAX_IRQ_ROUTES && flags == 0 {
-            return Err(Errno::FAULT);
-        }
+        routing::check_readable(nr, flags, entries)?;
         // SAFETY: KVM_SET_GSI_ROUTING reads the header, and `nr` entries behind it only if the header is accepted,
         // in which case the line above has seen that they are there.
         unsafe { call(&self.vm, SET_GSI_ROUTING, table.0.as_ptr().cast_mut().cast()) }

@@ -5,7 +5,7 @@
 
 use super::types::{KvmIrqRoutingEntry, MAX_IRQ_ROUTES, MSI_VALID_DEVID, ROUTING_IRQCHIP, ROUTING_MSI};
 use crate::{
-    DeviceId, Error, MsiMessage,
+    DeviceId, Errno, Error, MsiMessage,
     route::{Pin, Route, RouteEntry},
 };
 
@@ -56,6 +56,15 @@ pub fn decode(
     entries.iter().map(|entry| Ok(RouteEntry { gsi: entry.gsi, route: decode_entry(entry, devices)? })).collect()
 }
 
+/// Whether the entries that an accepted header announces can be read.
+///
+/// # Errors
+/// `EFAULT` if there are fewer.
+pub(crate) fn check_readable(nr: u32, flags: u32, entries: &[KvmIrqRoutingEntry]) -> Result<(), Errno> {
+    let accepted = nr <= MAX_IRQ_ROUTES && flags == 0;
+    if accepted && nr as usize > entries.len() { Err(Errno::FAULT) } else { Ok(()) }
+}
+
 fn decode_entry(entry: &KvmIrqRoutingEntry, devices: DeviceIds) -> Result<Route, Error> {
     let KvmIrqRoutingEntry { kind, flags, payload, .. } = *entry;
     let has_device = match (kind, devices) {
@@ -97,7 +106,6 @@ fn decode_pin(chip: u32, pin: u32) -> Result<Pin, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Errno;
     use super::*;
 
     fn errno(nr: u32, flags: u32, entries: &[KvmIrqRoutingEntry]) -> Option<Errno> {

@@ -1,21 +1,18 @@
 //! [`KvmCalls`] answered by doorbell's own stations: a VM with the full chip, in user space.
 
 use std::collections::BTreeMap;
-use std::io::IoSliceMut;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::{
     Answer, Errno, GuestCalls, KvmCalls, KvmIoapicState, KvmIrqLevel, KvmIrqRoutingEntry, KvmIrqchip, KvmIrqfd,
-    KvmLapicState, KvmMsi,
+    KvmLapicState, KvmMsi, answer,
+    bindings::{self, Bindings},
     routing::{self, DeviceIds},
     types::{
         CAP_IRQ_ROUTING, CAP_IRQCHIP, CAP_IRQFD, CAP_IRQFD_RESAMPLE, CAP_MSI_DEVID, CAP_SIGNAL_MSI, CHIP_IOAPIC,
-        CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IRQFD_DEASSIGN, IRQFD_RESAMPLE, MAX_IRQ_ROUTES, MSI_VALID_DEVID,
+        CHIP_PIC_MASTER, CHIP_PIC_SLAVE, IRQFD_DEASSIGN, MAX_IRQ_ROUTES, MSI_VALID_DEVID,
     },
 };
 use crate::{
@@ -27,7 +24,7 @@ use crate::{
         pic::{Ended, Intr, PORTS, Pic, PicOptions},
     },
     delivery::ChipId,
-    irqfd::{BATCH, Dispatcher, DispatcherOptions, EventfdId, Exclusive, Irqfd, IrqfdTarget, Resamplers},
+    irqfd::{Dispatcher, Exclusive},
     route::{Pin, Route, RouteEntry, RoutePolicy, RouteTable},
 };
 
@@ -72,19 +69,7 @@ struct Chip {
     pic: Arc<Pic>,
     ioapic: Arc<IoApic>,
     table: Arc<RouteTable>,
-    resamplers: Resamplers,
-    /// Lock order: before the dispatcher's.
-    bindings: Mutex<Vec<Binding>>,
-    dispatcher: Dispatcher,
-}
-
-struct Binding {
-    eventfd: EventfdId,
-    gsi: u32,
-    resample: bool,
-    /// The counter was not 0 at assign, and is left so until the first write (F10).
-    initial: bool,
-    irqfd: Irqfd,
+    bindings: Bindings,
 }
 
 /// The private halves of the local APICs, `None` for a vCPU without one. Lock order: after the VM's chip, before the stations.
@@ -115,7 +100,7 @@ impl SoftVm {
 
     /// Calls `act` with what dispatches this VM's eventfds; `None` before there is a chip.
     pub fn dispatcher<R>(&self, act: impl FnOnce(&Dispatcher) -> R) -> Option<R> {
-        self.chip().map(|chip| act(&chip.dispatcher))
+        self.chip().map(|chip| act(chip.bindings.dispatcher()))
     }
 
     fn chip(&self) -> Option<Arc<Chip>> {
@@ -151,63 +136,18 @@ impl Chip {
         let pins = PcPins { pic: Arc::clone(&pic), ioapic: Arc::clone(&ioapic) };
         let table = Arc::new(RouteTable::new(apics.clone(), Arc::new(pins), RoutePolicy::S2_TABLE));
         table.set(&default_routes())?;
-        let dispatcher = DispatcherOptions { exclusive: options.exclusive, ..DispatcherOptions::default() };
-        Ok(Self {
-            resamplers: Resamplers::new(table.clone()),
-            dispatcher: Dispatcher::new(dispatcher)?,
-            bindings: Mutex::default(),
-            pic,
-            ioapic,
-            table,
-        })
-    }
-
-    fn assign(&self, request: &KvmIrqfd) -> Result<i32, Error> {
-        // The kernel looks at the eventfd first.
-        let eventfd = borrow(request.fd, |fd| self.dispatcher.eventfd_id(fd))?;
-        let (gsi, resample) = (request.gsi, request.flags & IRQFD_RESAMPLE != 0);
-        let mut bindings = self.bindings.lock();
-        let initial = borrow(request.fd, |fd| Ok(is_readable(fd)))?;
-        let irqfd = borrow(request.fd, |fd| {
-            if !resample {
-                return self.dispatcher.attach(fd, IrqfdTarget::unrouted(&self.table, gsi));
-            }
-            borrow(request.resamplefd, |ended| self.resamplers.attach_unrouted(&self.dispatcher, gsi, fd, ended))
-        })?;
-        bindings.push(Binding { eventfd, gsi, resample, initial, irqfd });
-        Ok(0)
-    }
-
-    fn deassign(&self, request: &KvmIrqfd) -> Result<i32, Error> {
-        let eventfd = borrow(request.fd, |fd| self.dispatcher.eventfd_id(fd))?;
-        let mut bindings = self.bindings.lock();
-        let Some(at) = bindings.iter().position(|it| it.eventfd == eventfd && it.gsi == request.gsi) else {
-            return Ok(0);
-        };
-        let Binding { eventfd: _, gsi, resample, initial, irqfd } = bindings.remove(at);
-        // As in the kernel, what was written before is delivered, and the counter is taken.
-        self.dispatch();
-        drop(irqfd);
-        let left = borrow(request.fd, |fd| Ok(take(fd)))?;
-        if left && !initial && !resample {
-            // A write between the last dispatch and the end of the binding.
-            self.table.fire(gsi);
-        }
-        Ok(0)
-    }
-
-    fn dispatch(&self) {
-        while self.dispatcher.dispatch().is_ok_and(|ready| ready == BATCH) {}
+        let bindings = Bindings::new(Arc::clone(&table), options.exclusive)?;
+        Ok(Self { bindings, pic, ioapic, table })
     }
 
     /// A vCPU has ended an interrupt.
     fn end(&self, vcpu: u32, eoi: Eoi) {
         let mut pins = self.ioapic.end_by(VcpuId(vcpu), eoi.vector, eoi.level);
-        let watched = || pins.iter().any(|&pin| self.resamplers.covers(Pin { chip: ioapic::CHIP, pin }));
+        let watched = || pins.iter().any(|&pin| self.bindings.resamplers().covers(Pin { chip: ioapic::CHIP, pin }));
         if eoi.level && watched() {
             pins = self.ioapic.end_all(eoi.vector);
         }
-        self.resamplers.ended(ioapic::CHIP, &pins);
+        self.bindings.resamplers().ended(ioapic::CHIP, &pins);
         if eoi.level {
             self.ioapic.reevaluate(ioapic::CHIP, &pins);
         }
@@ -216,7 +156,7 @@ impl Chip {
     /// Pins of the 8259 pair whose interrupt has ended.
     fn end_legacy(&self, ended: Ended) {
         for (chip, pins) in ended.chips() {
-            self.resamplers.ended(chip, &pins);
+            self.bindings.resamplers().ended(chip, &pins);
             self.pic.reevaluate(chip, &pins);
         }
     }
@@ -224,7 +164,7 @@ impl Chip {
     /// A guest's store to the IOAPIC.
     fn store(&self, offset: u64, value: u32) {
         let (Effect::Unmasked(pins) | Effect::Ended(pins)) = self.ioapic.write(offset, value) else { return };
-        self.resamplers.unmasked(&*self.ioapic, ioapic::CHIP, &pins);
+        self.bindings.resamplers().unmasked(&*self.ioapic, ioapic::CHIP, &pins);
     }
 }
 
@@ -234,30 +174,6 @@ fn default_routes() -> Vec<RouteEntry> {
     let mut routes: Vec<_> = (0..ioapic::PINS as u32).map(|gsi| route(gsi, ioapic::CHIP, gsi)).collect();
     routes.extend((0..16).map(|gsi| route(gsi, if gsi < 8 { 0 } else { 1 }, gsi % 8)));
     routes
-}
-
-/// Lends a descriptor that a caller named by its number.
-fn borrow<R>(fd: u32, act: impl FnOnce(BorrowedFd<'_>) -> Result<R, Error>) -> Result<R, Error> {
-    let closed = || Error::Descriptor { what: "the descriptor", source: Errno::BADF };
-    let fd = i32::try_from(fd).map_err(|_| closed())?;
-    // SAFETY: not -1; and as with the ioctl itself, it is the caller who says that the number is a descriptor. One that
-    // is closed is refused by the first system call that is made with it.
-    act(unsafe { BorrowedFd::borrow_raw(fd) })
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1))
-}
-
-/// Takes an eventfd's counter, without ever waiting for it; whether there was one.
-fn take(fd: BorrowedFd<'_>) -> bool {
-    let mut counter = [0; 8];
-    preadv2(fd, &mut [IoSliceMut::new(&mut counter)], u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
-}
-
-fn answer<T>(result: Result<T, Error>, value: impl FnOnce(T) -> i32) -> Answer {
-    result.map(value).map_err(|error| error.errno())
 }
 
 impl KvmCalls for SoftVm {
@@ -298,24 +214,20 @@ impl KvmCalls for SoftVm {
     }
 
     fn irqfd(&self, request: &KvmIrqfd) -> Answer {
-        if request.flags & !(IRQFD_DEASSIGN | IRQFD_RESAMPLE) != 0 {
-            return Err(Errno::INVAL);
-        }
+        bindings::check(request)?;
         let chip = self.chip();
         if request.flags & IRQFD_DEASSIGN != 0 {
             return match chip {
-                Some(chip) => answer(chip.deassign(request), |zero| zero),
-                None => answer(borrow(request.fd, |fd| EventfdId::of(fd)), |_| 0),
+                Some(chip) => answer(chip.bindings.deassign(request), |()| 0),
+                None => answer(bindings::deassign_nothing(request), |()| 0),
             };
         }
-        answer(chip.ok_or(Errno::INVAL)?.assign(request), |zero| zero)
+        answer(chip.ok_or(Errno::INVAL)?.bindings.assign(request), |()| 0)
     }
 
     fn set_gsi_routing(&self, nr: u32, flags: u32, entries: &[KvmIrqRoutingEntry]) -> Answer {
         let chip = self.chip().ok_or(Errno::INVAL)?;
-        if nr as usize > entries.len() && nr <= MAX_IRQ_ROUTES && flags == 0 {
-            return Err(Errno::FAULT);
-        }
+        routing::check_readable(nr, flags, entries)?;
         let table = routing::decode(nr, flags, entries, self.options.device_ids);
         answer(table.and_then(|table| chip.table.set(&table)), |()| 0)
     }
@@ -393,7 +305,7 @@ impl KvmCalls for SoftVm {
 
     fn settle(&self) {
         if let Some(chip) = self.chip() {
-            chip.dispatch();
+            chip.bindings.dispatch();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{
-    GsiRoutes, Initial, LineCalls, MAX_PINS, Pin, PinRoutes, Route, RouteEntry, RoutePolicy, RouteUpdate,
+    GsiRoutes, Initial, MAX_PINS, Pin, PinRoutes, Route, RouteEntry, RoutePolicy, RouteUpdate,
     cell::{GsiCell, Kind, MAX_CHIP, Payload},
     lease::Leases,
 };
@@ -22,8 +22,8 @@ const PIC_PINS: u16 = 8;
 pub struct RouteTable {
     pub(super) cells: Box<[GsiCell]>,
     msi: Arc<dyn MsiTarget>,
-    pins: Arc<dyn PinInput>,
-    policy: RoutePolicy,
+    pub(super) pins: Arc<dyn PinInput>,
+    pub(super) policy: RoutePolicy,
     pub(super) bias: Option<BiasPermit>,
     /// Lock order: held by configuration calls while they enter latches; nothing that delivers takes it.
     pub(super) config: Mutex<Config>,
@@ -241,37 +241,6 @@ impl RouteTable {
         outcome(cell.latch.fire(|payload| self.deliver(cell, payload)))
     }
 
-    /// Drives one source of a GSI's line. `KVM_IRQ_LINE`: a message is sent on the rising call only.
-    pub fn line(&self, gsi: u32, source: LineSource, level: bool) -> Delivery {
-        if let LineCalls::Direct(chip) = self.policy.lines {
-            return match u16::try_from(gsi) {
-                Ok(pin) if pin < self.pins.pins(chip) => self.pins.set(chip, pin, source, level),
-                _ => Delivery::Ignored,
-            };
-        }
-        let Some(cell) = self.cells.get(gsi as usize) else { return Delivery::Ignored };
-        cell.latch.configure(
-            |slot| {
-                let payload = Payload(slot.payload);
-                match payload.kind() {
-                    Kind::Pins => {
-                        let mut line = crate::IrqLine::from_bits(cell.line());
-                        line.set(source, level);
-                        cell.set_line(line.bits());
-                        if slot.masked { Delivery::Ignored } else { self.drive(cell, source, level) }
-                    }
-                    _ if !level => Delivery::Ignored,
-                    _ if slot.masked => {
-                        slot.pending = true;
-                        Delivery::Ignored
-                    }
-                    _ => self.deliver(cell, slot.payload),
-                }
-            },
-            |payload| self.deliver(cell, payload),
-        )
-    }
-
     /// Becomes the single owner of a GSI's source, for [`fire_owned`](Self::fire_owned); `None` while there is one or
     /// beyond the table.
     pub fn own(&self, gsi: u32) -> Option<OwnerState> {
@@ -423,23 +392,6 @@ impl RouteTable {
                 cell.pins().into_iter().map(pulse).fold(Delivery::Ignored, Delivery::and)
             }
         }
-    }
-
-    /// Drives one source of all pins of a GSI.
-    fn drive(&self, cell: &GsiCell, source: LineSource, level: bool) -> Delivery {
-        let set = |pin: Pin| self.pins.set(pin.chip, pin.pin, source, level);
-        cell.pins().into_iter().map(set).fold(Delivery::Ignored, Delivery::and)
-    }
-
-    /// Shows the pins of a GSI the sources that hold its line, or takes them away. For the gate, inside the latch.
-    pub(crate) fn present(&self, gsi: usize, slot: &Slot, level: bool) -> Option<Delivery> {
-        let cell = &self.cells[gsi];
-        let line = cell.line();
-        if Payload(slot.payload).kind() != Kind::Pins || line == 0 {
-            return None;
-        }
-        let sources = (0..LineSource::COUNT).filter_map(LineSource::new).filter(|source| line & source.bit() != 0);
-        Some(sources.map(|source| self.drive(cell, source, level)).fold(Delivery::Ignored, Delivery::and))
     }
 
     /// For the gate: delivers one event of a GSI whose latch the caller holds.

@@ -52,6 +52,21 @@ fn r1_a_signal_raises_the_line_under_its_own_source_and_it_stays_up() {
     assert_eq!((bench.lines.sources(5), counter(&device.fd), counter(&*device.resamplefd)), (RESAMPLE, 0, 0));
 }
 
+/// Arm: the line call goes straight to the pin of its own number, an irqfd never does (G14, R1).
+#[test]
+fn r1_an_irqfds_line_follows_the_route_also_where_line_calls_do_not() {
+    let lines = Arc::new(Lines::default());
+    let policy = RoutePolicy { lines: LineCalls::Direct(IOAPIC), ..RoutePolicy::S2_TABLE };
+    let table = Arc::new(RouteTable::new(Arc::new(Notes::default()), lines.clone(), policy));
+    route(&table, 5, Route::Pin(Pin { chip: IOAPIC, pin: 9 }));
+    let bench = Bench { dispatcher: dispatcher(), resamplers: Resamplers::new(Arc::clone(&table)), table, lines };
+    let device = bench.sharer(5);
+    bench.signal(&device);
+    assert_eq!((bench.lines.sources(5), bench.lines.sources(9)), (0, RESAMPLE));
+    bench.end(9);
+    assert_eq!((bench.lines.sources(9), counter(&*device.resamplefd)), (0, 1));
+}
+
 #[test]
 fn r2_the_end_lowers_the_line_once_and_then_notifies_every_sharer() {
     let bench = Bench::new();

@@ -3,7 +3,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
-use crate::kvm_abi::{KvmPicState, types::regs};
+use crate::kvm_abi::{
+    KvmPicState,
+    types::{IRQFD_RESAMPLE, regs},
+};
 
 const EOI: u64 = LAPIC_BASE + regs::EOI as u64;
 
