@@ -7,6 +7,9 @@
 //! | [`cpu_interface`], `sgi` | [`CpuInterface`]: a vCPU's own half, by system registers |
 //! | `participation` | interrupts that any one vCPU may take |
 //! | `lpi` | LPIs: their table, and what guest memory says of them |
+//! | [`distributor`], [`redistributor`], `bank` | their registers, whose layouts are in [`registers`] |
+//! | `line` | SPIs as pins, PPIs, messages |
+//! | `state` | reset, save and restore |
 //! | `irq`, `queue` | one interrupt's state, and what waits for one vCPU |
 //!
 //! An interrupt is one atomic word. Who makes it deliverable also puts it into the inbox of its vCPU, without a lock; the
@@ -18,21 +21,29 @@
 #![allow(dead_code, reason = "registers, CPU interface and LPIs, which use it, follow")]
 
 pub mod affinity;
+mod bank;
 pub mod cpu_interface;
+pub mod distributor;
 pub mod gic;
 pub mod intid;
 mod irq;
+mod line;
 mod lpi;
 pub mod options;
 mod participation;
 mod queue;
+pub mod redistributor;
+pub mod registers;
 mod sgi;
+mod state;
 
 pub use affinity::Affinity;
 pub use cpu_interface::{
     CpuInterface, CpuInterfaceState, Ended, Group, Lines,
     registers::{Encoding, IccRegister},
 };
+pub use distributor::Distributor;
 pub use gic::Gic;
 pub use lpi::{LpiState, LpisState, RedistributorLpisState};
 pub use options::{Behaviour, GicOptions, Identity};
+pub use redistributor::Redistributor;

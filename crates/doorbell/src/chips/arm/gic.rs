@@ -7,13 +7,13 @@ use super::{
     intid::{FIRST_LPI, FIRST_SPI, LAST_SPI, PRIVATE, SPIS},
     irq::{Irq, IrqState, NOBODY},
     lpi::Lpis,
-    participation::Enables,
     queue::{Irqs, Queue},
+    registers::distributor::Router,
 };
 use crate::{
     Error, Kick, VcpuId,
     guest_ram::GuestRam,
-    sync::{AtomicU32, Ordering},
+    sync::{AtomicU32, AtomicU64, Mutex, Ordering},
 };
 
 /// A GICv3 with one Security state: distributor, redistributors, and the shared halves of the CPU interfaces.
@@ -24,10 +24,16 @@ pub struct Gic {
     kick: Arc<dyn Kick>,
     /// Where the tables of LPIs are.
     pub(super) ram: Arc<dyn GuestRam>,
-    /// GICD_CTLR: its group enables. A change wakes every vCPU for which something waits.
+    /// The groups that GICD_CTLR forwards, in the place of its enables. A change wakes every vCPU for which something waits.
     pub(super) ctlr: AtomicU32,
     /// SPI n is at n - 32; a few more than `intids`, so that none is looked for in vain.
     pub(super) spis: Box<[Irq]>,
+    /// GICD_IROUTER of each SPI, as the guest reads it: a name that no vCPU has must not be lost. Lock order: before any queue.
+    pub(super) routers: Mutex<Box<[Router]>>,
+    /// The sources that drive the line of each SPI.
+    pub(super) lines: Box<[AtomicU64]>,
+    /// GICD_IIDR.Revision.
+    pub(super) revision: AtomicU32,
     pub(super) cpus: Box<[Cpu]>,
     pub(super) lpis: Lpis,
     /// The affinities, sorted, with the index of the vCPU of each.
@@ -42,6 +48,8 @@ pub(super) struct Cpu {
     pub queue: Queue,
     /// An [`Enables`](super::participation::Enables).
     pub enables: AtomicU32,
+    /// 1 if GICR_TYPER.Last says so.
+    pub last: AtomicU32,
     /// 1 while the private half is in use.
     pub taken: AtomicU32,
 }
@@ -75,21 +83,24 @@ impl Gic {
         options.check()?;
         let mut names: Box<[_]> = options.affinities.iter().copied().zip(0u16..).collect();
         names.sort_unstable();
-        // As architected: a level, and nobody's until the guest routes it; 0.0.0.0 is where GICD_IROUTER points at reset.
-        let home = names.binary_search_by_key(&Affinity::new(0, 0, 0, 0), |name| name.0);
-        let target = home.map_or(NOBODY, |at| names[at].1);
-        let spi = IrqState::new().with_edge(options.behaviour.spis_reset_to_edge).with_target(target);
-        let spis = (0..options.intids.saturating_sub(FIRST_SPI as u16).min(SPIS)).map(|_| Irq::new(spi)).collect();
-        let enables = Enables::new().with_awake(options.behaviour.always_awake);
-        let cpus = options
-            .affinities
-            .iter()
-            .copied()
-            .zip(0u16..)
-            .map(|(name, index)| Cpu::new(name, index, enables))
-            .collect();
-        let lpis = Lpis::new(&options);
-        Ok(Arc::new(Self { lpis, options, kick, ram, ctlr: AtomicU32::new(0), spis, cpus, names }))
+        let spis = usize::from(options.intids.saturating_sub(FIRST_SPI as u16).min(SPIS));
+        let cpus = options.affinities.iter().copied().zip(0u16..).map(|(name, index)| Cpu::new(name, index)).collect();
+        let gic = Self {
+            kick,
+            ram,
+            ctlr: AtomicU32::new(0),
+            spis: (0..spis).map(|_| Irq::new(IrqState::new().with_target(NOBODY))).collect(),
+            routers: Mutex::new(vec![Router::new(); spis].into()),
+            lines: (0..spis).map(|_| AtomicU64::new(0)).collect(),
+            revision: AtomicU32::new(0),
+            cpus,
+            lpis: Lpis::new(&options),
+            names,
+            options,
+        };
+        gic.set_last_of_region(VcpuId(gic.vcpus() - 1), true);
+        gic.reset();
+        Ok(Arc::new(gic))
     }
 
     /// How it was built.
@@ -247,14 +258,14 @@ impl Gic {
 }
 
 impl Cpu {
-    fn new(affinity: Affinity, index: u16, enables: Enables) -> Self {
-        // Interrupts of a vCPU are its own for ever. SGIs are edges; PPIs follow their level (C4, C4a).
-        let state = |intid: u32| IrqState::new().with_edge(intid < 16).with_target(index);
+    fn new(affinity: Affinity, index: u16) -> Self {
         Self {
             affinity,
-            private: std::array::from_fn(|intid| Irq::new(state(intid as u32))),
+            // Interrupts of a vCPU are its own for ever.
+            private: std::array::from_fn(|_| Irq::new(IrqState::new().with_target(index))),
             queue: Queue::new(index),
-            enables: AtomicU32::new(enables.into_bits()),
+            enables: AtomicU32::new(0),
+            last: AtomicU32::new(0),
             taken: AtomicU32::new(0),
         }
     }

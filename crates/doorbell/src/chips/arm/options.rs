@@ -21,6 +21,18 @@ pub enum Identity {
 pub struct Behaviour {
     /// SPIs are edges after reset (C4a); else they follow their level.
     pub spis_reset_to_edge: bool,
+    /// Every interrupt is in Group 1 after reset; else in Group 0.
+    pub groups_reset_to_1: bool,
+    /// SGIs are enabled after reset.
+    pub sgis_reset_to_enabled: bool,
+    /// The trigger of a PPI cannot be changed.
+    pub ppis_keep_trigger: bool,
+    /// GICD_CTLR.EnableGrp1 is for both groups, and EnableGrp0 does not exist.
+    pub one_group_enable: bool,
+    /// There are no GICD_SETSPI_NSR and GICD_CLRSPI_NSR.
+    pub no_message_spis: bool,
+    /// GICD_STATUSR reads as ones; else, as it is not there, 0.
+    pub status_reads_ones: bool,
     /// GICR_WAKER reads 0: redistributors are always awake (C7).
     pub always_awake: bool,
     /// GICD_IROUTER keeps Aff2 to Aff0 only, and knows no 1-of-N (C8, C27).
@@ -60,6 +72,12 @@ impl Behaviour {
     /// As the architecture says, and where it leaves a choice, as the project's pages decide.
     pub const SPEC: Self = Self {
         spis_reset_to_edge: false,
+        groups_reset_to_1: false,
+        sgis_reset_to_enabled: false,
+        ppis_keep_trigger: false,
+        one_group_enable: false,
+        no_message_spis: false,
+        status_reads_ones: false,
         always_awake: false,
         short_router: false,
         sgi1_raises_group0: false,
@@ -80,6 +98,12 @@ impl Behaviour {
     /// As the kernel's KVM does; what the parity check uses.
     pub const KVM: Self = Self {
         spis_reset_to_edge: true,
+        groups_reset_to_1: true,
+        sgis_reset_to_enabled: true,
+        ppis_keep_trigger: true,
+        one_group_enable: true,
+        no_message_spis: true,
+        status_reads_ones: true,
         always_awake: true,
         short_router: true,
         sgi1_raises_group0: true,
