@@ -7,6 +7,7 @@
 //! | [`pl031`] | real-time clock of Arm machines | Arm DDI 0224 |
 //! | [`uart16550`] | UART of PCs | data sheet of the PC16550D |
 //! | [`pci`] | PCI host bridge with ECAM, and the header of its functions | PCI Express Base Specification 5.0 |
+//! | [`virtio`] | disk, console, random numbers, network card with a loop-back | VIRTIO 1.2 |
 //!
 //! A device is a [`Mmio`]: registers at offsets, behind a lock of its own, that any vCPU's thread may access. It drives an
 //! interrupt line through a [`Wire`]: any closure that takes the level, such as one around `IrqManager::irq_line` or a
@@ -21,6 +22,7 @@ pub mod pci;
 pub mod pl011;
 pub mod pl031;
 pub mod uart16550;
+pub mod virtio;
 mod wire;
 
 pub use mmio::Mmio;
