@@ -8,6 +8,7 @@
 //! | `participation` | interrupts that any one vCPU may take |
 //! | `lpi` | LPIs: their table, and what guest memory says of them |
 //! | [`distributor`], [`redistributor`], `bank` | their registers, whose layouts are in [`registers`] |
+//! | `user` | the registers as a VMM saves and restores them through KVM's device |
 //! | `line` | SPIs as pins, PPIs, messages |
 //! | `state` | reset, save and restore |
 //! | `irq`, `queue` | one interrupt's state, and what waits for one vCPU |
@@ -27,7 +28,7 @@ pub mod distributor;
 pub mod gic;
 pub mod intid;
 mod irq;
-mod line;
+pub mod line;
 mod lpi;
 pub mod options;
 mod participation;
@@ -36,6 +37,7 @@ pub mod redistributor;
 pub mod registers;
 mod sgi;
 mod state;
+mod user;
 
 pub use affinity::Affinity;
 pub use cpu_interface::{

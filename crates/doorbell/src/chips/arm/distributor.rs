@@ -47,6 +47,10 @@ impl Gic {
 }
 
 impl Distributor<'_> {
+    pub(super) fn gic(&self) -> &Gic {
+        self.gic
+    }
+
     /// A load of so many bytes.
     pub fn read(&self, offset: u64, bytes: u8) -> u64 {
         let gic = self.gic;

@@ -58,6 +58,14 @@ impl Gic {
 }
 
 impl Redistributor<'_> {
+    pub(super) fn gic(&self) -> &Gic {
+        self.gic
+    }
+
+    pub(super) fn cpu(&self) -> u16 {
+        self.cpu
+    }
+
     /// A load of so many bytes.
     pub fn read(&self, offset: u64, bytes: u8) -> u64 {
         if let Some(fields) = self.private_fields(offset, bytes) {
@@ -99,7 +107,7 @@ impl Redistributor<'_> {
     }
 
     /// The fields of SGIs and PPIs that an access covers.
-    fn private_fields(&self, offset: u64, bytes: u8) -> Option<Fields> {
+    pub(super) fn private_fields(&self, offset: u64, bytes: u8) -> Option<Fields> {
         if offset >= STRIDE {
             return None;
         }
