@@ -11,6 +11,7 @@
 //! | `user` | the registers as a VMM saves and restores them through KVM's device |
 //! | `line` | SPIs as pins, PPIs, messages |
 //! | `state` | reset, save and restore |
+//! | [`msi_frames`], [`gicv2m`] | where messages go; messages that are SPIs |
 //! | `irq`, `queue` | one interrupt's state, and what waits for one vCPU |
 //!
 //! An interrupt is one atomic word. Who makes it deliverable also puts it into the inbox of its vCPU, without a lock; the
@@ -26,10 +27,12 @@ mod bank;
 pub mod cpu_interface;
 pub mod distributor;
 pub mod gic;
+pub mod gicv2m;
 pub mod intid;
 mod irq;
 pub mod line;
 mod lpi;
+pub mod msi_frames;
 pub mod options;
 mod participation;
 mod queue;
@@ -46,6 +49,8 @@ pub use cpu_interface::{
 };
 pub use distributor::Distributor;
 pub use gic::Gic;
-pub use lpi::{LpiState, LpisState, RedistributorLpisState};
+pub use gicv2m::Gicv2m;
+pub use lpi::{LpisState, PendingLpi, RedistributorLpisState};
+pub use msi_frames::{DataIsNumber, MessageSpis, MsiFrame, MsiFrames};
 pub use options::{Behaviour, GicOptions, Identity};
 pub use redistributor::Redistributor;

@@ -44,8 +44,6 @@ use crate::sync::{AtomicU32, Mutex, Ordering};
 
 mod access;
 mod mapping;
-#[cfg(all(test, loom))]
-mod models;
 pub(super) mod registers;
 mod state;
 mod switch;
@@ -53,9 +51,8 @@ mod tables;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-#[allow(unused_imports, reason = "the registers, which use it, follow")]
 pub(crate) use access::LpiRegister;
-pub use state::{LpiState, LpisState, RedistributorLpisState};
+pub use state::{LpisState, PendingLpi, RedistributorLpisState};
 
 /// How many LPIs appear at once.
 const CHUNK: usize = if cfg!(loom) { 2 } else { 1024 };

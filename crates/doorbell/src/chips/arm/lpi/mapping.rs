@@ -39,8 +39,10 @@ impl Gic {
             let configuration = if reads { self.read_configuration(cpu, lpi)? } else { Default::default() };
             let pending = reads && cpu != NOBODY && self.swap_pending_bit(cpu, lpi, false)?;
             self.update(irq, lpi, |state| {
-                let state = configured(self.placed(state, cpu, cpu), configuration);
-                state.with_latch(state.latch() || pending)
+                // One that was restored, and is mapped again now, stays pending where it was.
+                let stays = !known && state.latch() && state.target() != NOBODY;
+                let state = self.placed(state, cpu, if stays { state.target() } else { cpu });
+                configured(state, configuration).with_latch(state.latch() || pending)
             });
             self.leave_in_table(irq, lpi);
         }

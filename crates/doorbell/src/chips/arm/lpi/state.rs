@@ -7,21 +7,21 @@ use super::{
 };
 use crate::{
     Error,
-    chips::arm::{
-        Gic,
-        irq::{NOBODY, PRIORITY},
-    },
+    chips::arm::{Gic, irq::NOBODY},
     sync::Ordering,
 };
 
-/// The LPIs, and the redistributors' registers for them.
+/// What is pending, and the redistributors' registers for LPIs.
+///
+/// What is mapped is not in here: the ITSs map it again when they are restored, after this, and configurations are read
+/// again then.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LpisState {
     /// For each vCPU.
     pub redistributors: Vec<RedistributorLpisState>,
     /// In the order of their numbers.
-    pub lpis: Vec<LpiState>,
+    pub pending: Vec<PendingLpi>,
 }
 
 /// A redistributor's registers for LPIs.
@@ -36,54 +36,34 @@ pub struct RedistributorLpisState {
     pub pending: u64,
 }
 
-/// One LPI.
+/// An LPI that is pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct LpiState {
+pub struct PendingLpi {
     /// Its INTID.
     pub intid: u32,
-    /// How many events are mapped to it.
-    pub events: u32,
-    /// Its priority and enable bit, as they were last read.
-    pub priority: u8,
-    /// See `priority`.
-    pub enabled: bool,
-    /// Whether it is pending.
-    pub pending: bool,
-    /// The vCPU that its events are for.
-    pub home: Option<u16>,
-    /// The vCPU that it is pending on, or would be.
-    pub target: Option<u16>,
+    /// The index of the vCPU on which it is pending, if there is one.
+    pub vcpu: Option<u16>,
 }
 
 impl Gic {
     pub(crate) fn save_lpis(&self) -> LpisState {
-        let mut config = self.lpis.config.lock();
+        let config = self.lpis.config.lock();
         let redistributors = (0..self.cpus.len() as u16)
             .map(|cpu| RedistributorLpisState {
                 enabled: self.lpis_enabled(cpu),
-                properties: self.properties_of(cpu).into_bits(),
+                properties: self.lpis.redistributors[usize::from(cpu)].properties.load(Ordering::Relaxed),
                 pending: self.pending_of(cpu).into_bits(),
             })
             .collect();
-        let mut lpis = Vec::new();
+        let mut pending = Vec::new();
         self.each_lpi(&config, |intid, irq| {
             let state = irq.state();
-            let named = |cpu| Some(cpu).filter(|cpu| *cpu != NOBODY);
-            lpis.push(LpiState {
-                intid,
-                events: 0,
-                priority: state.priority(),
-                enabled: state.enabled(),
-                pending: state.latch(),
-                home: named(state.home()),
-                target: named(state.target()),
-            });
+            if state.latch() {
+                pending.push(PendingLpi { intid, vcpu: Some(state.target()).filter(|cpu| *cpu != NOBODY) });
+            }
         });
-        for lpi in &mut lpis {
-            lpi.events = config.mapped(lpi.intid).map_or(0, |count| *count);
-        }
-        LpisState { redistributors, lpis }
+        LpisState { redistributors, pending }
     }
 
     /// Whether a state is one of this GIC's.
@@ -91,41 +71,33 @@ impl Gic {
     /// # Errors
     /// [`Error::Snapshot`], naming what does not fit.
     pub(crate) fn check_lpis(&self, state: &LpisState) -> Result<(), Error> {
-        let LpisState { redistributors, lpis } = state;
+        let LpisState { redistributors, pending } = state;
         if redistributors.len() != self.cpus.len() {
             let (saved, here) = (redistributors.len(), self.cpus.len());
             return Err(Error::Snapshot(format!("it has {saved} redistributors, and this GIC {here}")));
         }
-        let last = 1 << self.options.id_bits;
-        let mut next = FIRST_LPI;
-        for LpiState { intid, events: _, priority, enabled: _, pending: _, home, target } in lpis {
-            if !(next..last).contains(intid) {
-                return Err(Error::Snapshot(format!(
-                    "LPI {intid} is out of order, or not one of {FIRST_LPI} to {}",
-                    last - 1
-                )));
+        let last = (1 << self.options.id_bits) - 1;
+        let mut first = FIRST_LPI;
+        for PendingLpi { intid, vcpu } in pending {
+            if !(first..=last).contains(intid) {
+                let text = format!("LPI {intid} is out of order, or not one of {FIRST_LPI} to {last}");
+                return Err(Error::Snapshot(text));
             }
-            if priority & !PRIORITY != 0 {
-                return Err(Error::Snapshot(format!(
-                    "LPI {intid} has a priority of {priority:#x}: five bits are kept"
-                )));
+            if vcpu.is_some_and(|vcpu| usize::from(vcpu) >= self.cpus.len()) {
+                return Err(Error::Snapshot(format!("LPI {intid} is pending on a vCPU that there is not")));
             }
-            let nobody = |cpu: &Option<u16>| cpu.is_some_and(|cpu| usize::from(cpu) >= self.cpus.len());
-            if nobody(home) || nobody(target) {
-                return Err(Error::Snapshot(format!("LPI {intid} is for a vCPU that there is not")));
-            }
-            next = intid + 1;
+            first = intid + 1;
         }
         Ok(())
     }
 
-    /// Makes the LPIs those of `state`. The ITSs and their events are restored apart, and map nothing anew.
+    /// Takes over a saved state; no event is mapped to any LPI afterwards.
     ///
     /// # Errors
     /// As [`check_lpis`](Self::check_lpis); nothing has changed then.
     pub(crate) fn restore_lpis(&self, state: &LpisState) -> Result<(), Error> {
         self.check_lpis(state)?;
-        let LpisState { redistributors, lpis } = state;
+        let LpisState { redistributors, pending } = state;
         let mut config = self.lpis.config.lock();
         self.forget_lpis(&mut config);
         for (redistributor, saved) in self.lpis.redistributors.iter().zip(redistributors) {
@@ -135,15 +107,11 @@ impl Gic {
             redistributor.properties.store(properties & Properties::WRITABLE.into_bits(), Ordering::Relaxed);
             redistributor.pending.store(pending & Pending::WRITABLE.into_bits(), Ordering::Relaxed);
         }
-        for LpiState { intid, events, priority, enabled, pending, home, target } in lpis {
-            let Some(irq) = self.lpis.create(&mut config, *intid) else { continue };
-            if let Some(mapped) = config.mapped(*intid) {
-                *mapped = *events;
+        for PendingLpi { intid, vcpu } in pending {
+            if let Some(irq) = self.lpis.create(&mut config, *intid) {
+                let target = vcpu.unwrap_or(NOBODY);
+                self.update(irq, *intid, |state| self.placed(state, NOBODY, target).with_latch(true));
             }
-            self.update(irq, *intid, |state| {
-                let state = state.with_enabled(*enabled).with_priority(*priority).with_latch(*pending);
-                self.placed(state, home.unwrap_or(NOBODY), target.unwrap_or(NOBODY))
-            });
         }
         Ok(())
     }
