@@ -9,6 +9,7 @@
 //! | `lpi` | LPIs: their table, and what guest memory says of them |
 //! | [`distributor`], [`redistributor`], `bank` | their registers, whose layouts are in [`registers`] |
 //! | `user` | the registers as a VMM saves and restores them through KVM's device |
+//! | [`its`] | the ITS: messages of devices become LPIs |
 //! | `line` | SPIs as pins, PPIs, messages |
 //! | `state` | reset, save and restore |
 //! | [`msi_frames`], [`gicv2m`] | where messages go; messages that are SPIs |
@@ -30,6 +31,7 @@ pub mod gic;
 pub mod gicv2m;
 pub mod intid;
 mod irq;
+pub mod its;
 pub mod line;
 mod lpi;
 pub mod msi_frames;

@@ -64,6 +64,11 @@ pub struct Behaviour {
     /// Switching a redistributor's LPIs off keeps what is pending where it is, and switching them on replaces it by what
     /// the pending table says; else it is written to that table, and read from there again.
     pub lpis_off_keeps_pending: bool,
+    /// After MAPD, the entries that the device's events had in its table stay there; else those that were saved are made
+    /// invalid.
+    pub unmapping_leaves_events_in_table: bool,
+    /// GITS_CBASER and GITS_BASERn take 64 KiB pages only, and change memory attributes that KVM does not have.
+    pub own_table_attributes: bool,
     /// A message anywhere in the ITS's frame reaches the ITS (Q12); else only one to GITS_TRANSLATER.
     pub whole_frame_translates: bool,
 }
@@ -92,6 +97,8 @@ impl Behaviour {
         mapped_lpi_stays: false,
         one_propbaser: false,
         lpis_off_keeps_pending: false,
+        unmapping_leaves_events_in_table: false,
+        own_table_attributes: false,
         whole_frame_translates: false,
     };
 
@@ -118,6 +125,8 @@ impl Behaviour {
         mapped_lpi_stays: true,
         one_propbaser: true,
         lpis_off_keeps_pending: true,
+        unmapping_leaves_events_in_table: true,
+        own_table_attributes: true,
         whole_frame_translates: true,
     };
 }

@@ -7,6 +7,8 @@ use crate::chips::arm::Identity;
 /// The offset of the first identification register (PIDR4) in each 64K frame that has them; the last one, CIDR3, ends the
 /// frame.
 pub const FIRST: u64 = 0xffd0;
+/// GICD_PIDR4, and its like in other frames.
+pub const PIDR4: u64 = FIRST;
 /// GICD_PIDR2, and its like in other frames.
 pub const PIDR2: u64 = 0xffe8;
 
@@ -54,16 +56,18 @@ impl Identity {
         Implementer::new().with_implementer(ARM).with_product(product)
     }
 
-    /// The identification register at this offset of a frame, 0 for offsets elsewhere. KVM has PIDR2 alone.
+    /// The identification register at this offset of a frame, 0 for offsets elsewhere. KVM has PIDR2 alone, but in the ITS.
     pub const fn register(self, frame: Frame, offset: u64) -> u32 {
         let part = match (self, frame) {
+            (Self::Kvm | Self::Doorbell, Frame::Its) if offset == PIDR4 => return 0x40,
+            (Self::Kvm | Self::Doorbell, Frame::Its) => 0x92,
             (Self::Kvm | Self::Doorbell, _) => return if offset == PIDR2 { 0x3b } else { 0 },
             (Self::Qemu, Frame::Distributor) => 0x92,
             (Self::Qemu, Frame::Redistributor) => 0x93,
             (Self::Qemu, Frame::Its) => 0x94,
         };
         match offset {
-            0xffd0 => 0x44,
+            PIDR4 => 0x44,
             0xffe0 => part,
             0xffe4 => 0xb4,
             PIDR2 => 0x3b,
