@@ -41,8 +41,12 @@ mod bank;
 mod blocks;
 pub mod command;
 mod counters;
+#[cfg(test)]
+mod cripple;
 mod execute;
 mod mappings;
+#[cfg(all(test, loom))]
+mod models;
 pub mod registers;
 #[cfg(all(test, not(loom)))]
 mod rig;

@@ -8,7 +8,7 @@ use super::{
     counters::Drops,
     sink::LpiSink,
     tables::ENTRY,
-    translation::{Dropped, Entry, Translation},
+    translation::{Dropped, Entry, Translation, crippled},
 };
 use crate::{
     chips::arm::{Behaviour, lpi::LpiSent},
@@ -206,8 +206,14 @@ impl Mappings {
 
     pub fn unmap_event(&mut self, cx: &Context<'_>, event: &Mapped) {
         // Before the LPI forgets what is pending: what is on the way would make it pending again.
-        cx.take_away(event.place, Entry::new());
+        let late = crippled!(cx.translation, EmptiedLate);
+        if !late {
+            cx.take_away(event.place, Entry::new());
+        }
         cx.lpis.unmap(event.lpi, cx.behaviour.unmapping_keeps_pending);
+        if late {
+            cx.take_away(event.place, Entry::new());
+        }
         if let Some((owner, bit)) = self.blocks.owner(event.place) {
             owner.mapped &= !(1 << bit);
             owner.lost &= !(1 << bit);
@@ -297,6 +303,9 @@ impl Mappings {
 
     /// Waits until no event is under way; those that come meanwhile are dropped.
     pub fn drain(&self, cx: &Context<'_>) {
+        if crippled!(cx.translation, DisableWaitsForNobody) {
+            return;
+        }
         self.blocks.all().into_iter().for_each(|place| cx.drops.meanwhile(cx.translation.drain(place)));
     }
 }

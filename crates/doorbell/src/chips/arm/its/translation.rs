@@ -15,6 +15,8 @@
 use bitfield_struct::bitfield;
 
 use super::arena::Arena;
+#[cfg(test)]
+use super::cripple::Cripple;
 use crate::{
     chips::arm::lpi::LpiSent,
     inflight::{Fired, Latch},
@@ -139,7 +141,22 @@ pub(super) struct Translation {
     roots: Arena<AtomicU32, DEVICE_CHUNK>,
     nodes: Arena<Node, CHUNK>,
     blocks: Arena<Block, CHUNK>,
+    /// What is left out of the protocol, to see that the models notice.
+    #[cfg(test)]
+    pub cripple: Cripple,
 }
+
+/// Whether a part of the protocol is left out; never, outside of tests.
+macro_rules! crippled {
+    ($translation:expr, $part:ident) => {{
+        #[cfg(test)]
+        let crippled = $translation.lacks($crate::chips::arm::its::cripple::Cripple::$part);
+        #[cfg(not(test))]
+        let crippled = false;
+        crippled
+    }};
+}
+pub(super) use crippled;
 
 impl Translation {
     /// With room for so many blocks. Each is reached by two nodes at most.
@@ -149,6 +166,8 @@ impl Translation {
             roots: Arena::new(DEVICES),
             nodes: Arena::new(2 * blocks),
             blocks: Arena::new(blocks),
+            #[cfg(test)]
+            cripple: Cripple::Nothing,
         }
     }
 
@@ -202,9 +221,13 @@ impl Translation {
         let Some(latch) = self.place(device, event).and_then(|place| self.latch(place)) else {
             return self.why_not(device, event);
         };
-        let admit = |word| Entry::from_bits(word).serves(device, event);
+        let admit = |word| {
+            let entry = Entry::from_bits(word);
+            entry.serves(device, event) || crippled!(self, AnyKey) && entry.lpi() != 0
+        };
+        let early = crippled!(self, EnabledLookedAtEarly) && self.is_enabled();
         let fired = latch.fire_if(admit, |word| {
-            if !self.is_enabled() {
+            if !(early || self.is_enabled()) {
                 return Sent::Dropped(Dropped::Disabled);
             }
             match pend(Entry::from_bits(word).lpi()) {
