@@ -13,7 +13,7 @@ use rows::Row;
 /// What to measure, and how to show it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print an array of {id, ns, kernel_ns, ratio}
+    /// Print an array of {id, ns, kernel_ns, ratio}, or {id, bytes} for memory
     #[arg(long)]
     json: bool,
     /// Also draw the figures to this file
@@ -64,7 +64,7 @@ pub fn main(args: Args) -> ExitCode {
             }
         }
         if !args.json {
-            show::line(&measured[measured.len() - 1], measured[0].ns);
+            show::line(&measured[measured.len() - 1], measured[0].value);
         }
     }
     measured.retain(|figure| all.iter().any(|row| row.id == figure.id && asked(row)));

@@ -1,5 +1,6 @@
 //! What the `doorbell` command is made of, for its tests, benchmarks and fuzz targets. Nothing here is a stable interface.
 
+mod arm_guest;
 #[doc(hidden)]
 pub mod bench;
 #[doc(hidden)]

@@ -63,12 +63,13 @@ impl Drop for Scratch {
 
 /// Every total is the sum of its vectors, and every signal is accounted for.
 fn assert_consistent(report: &Value) {
-    for key in ["signalled", "delivered", "coalesced", "lost", "held", "duplicated"] {
+    for key in ["signalled", "delivered", "coalesced", "dropped", "lost", "held", "duplicated"] {
         let sum: u64 = vectors(report).iter().map(|vector| number(vector, key)).sum();
         assert_eq!(number(report, key), sum, "{key}");
     }
     for vector in vectors(report) {
-        let parts: u64 = ["delivered", "coalesced", "lost", "held"].iter().map(|key| number(vector, key)).sum();
+        let parts: u64 =
+            ["delivered", "coalesced", "dropped", "lost", "held"].iter().map(|key| number(vector, key)).sum();
         assert_eq!(number(vector, "signalled"), parts, "{vector}");
         if vector["lockstep"] == true {
             assert_eq!(number(vector, "coalesced"), 0, "{vector}");
@@ -125,6 +126,68 @@ fn three_hundred_vcpus_behind_interrupt_remapping_lose_nothing() {
     assert!(String::from_utf8_lossy(&shown.stdout).contains("remap = \"vtd\""));
     let refused = run(&["run", "--machine", "x86-amd", "--chips", "kernel"]);
     assert_eq!(refused.status.code(), Some(2), "{}", errors(&refused));
+}
+
+/// SPIs and LPIs while the guest re-programs everything: nothing is lost, nothing arrives twice, and what the specification
+/// makes the chips drop is counted apart, and found.
+#[test]
+fn an_arm_machine_that_is_reprogrammed_under_load_loses_nothing() {
+    let output = run(&["run", "--machine", "arm", "--interrupts", "60000", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let report = json(&output);
+    assert_consistent(&report);
+    assert_eq!((&report["machine"], &report["chips"]), (&"arm".into(), &"soft".into()));
+    assert_eq!((number(&report, "vcpus"), number(&report, "processes")), (4, 4));
+    assert_eq!(number(&report, "signalled"), 60_000);
+    assert_eq!((number(&report, "lost"), number(&report, "duplicated")), (0, 0));
+    assert_eq!(report["problems"].as_array().map(Vec::len), Some(0), "{report}");
+    for vector in vectors(&report) {
+        assert!(number(vector, "delivered") > 0, "{vector}");
+        let path = vector["path"].as_str().unwrap();
+        assert!(path.contains(" → SPI ") || path.contains(" → ITS ") && path.contains(" → LPI "), "{path}");
+    }
+    let lockstep = vectors(&report).iter().filter(|vector| vector["lockstep"] == true);
+    for vector in lockstep {
+        assert_eq!(number(vector, "delivered"), number(vector, "signalled"), "one by one: {vector}");
+    }
+    let arm = &report["arm"];
+    let done = ["movi", "mapc_movall", "mapc_off", "mapd", "discard", "inv", "its_off", "irouter", "icenabler"];
+    done.iter().for_each(|key| assert!(number(arm, key) > 0, "{key}: {arm}"));
+    let reasons = ["disabled", "unmapped", "collection", "lpis_off", "meanwhile"];
+    let dropped: u64 = reasons.iter().map(|reason| number(arm, &format!("dropped_{reason}"))).sum();
+    assert!(dropped > 0 && number(arm, "dropped_lpis_off") == 0, "{arm}");
+    assert!(number(arm, "replayed") + number(arm, "fetched") > 0, "{arm}");
+    assert!(number(&report, "dropped") <= number(arm, "fetched"), "{report}");
+    assert_eq!(number(arm, "refused_commands"), 0);
+}
+
+#[test]
+fn hundreds_of_arm_vcpus_behind_four_itss_lose_nothing() {
+    let text = "machine = 'arm'\nvcpus = 200\nits = 4\n[[source]]\nname = 'a'\nkind = 'network'\nvectors = 200\ninterrupts = 15000\n\
+                [[source]]\nname = 'b'\nkind = 'storage'\nvectors = 100\ninterrupts = 15000\n[[source]]\nname = 'c'\n\
+                kind = 'legacy'\nlines = 64\nsharers = 3\ninterrupts = 4000\n";
+    let machine = Scratch::with("arm.toml", text);
+    let output = run(&["run", machine.path(), "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let report = json(&output);
+    assert_consistent(&report);
+    assert_eq!((number(&report, "signalled"), number(&report, "lost"), number(&report, "duplicated")), (34_000, 0, 0));
+    assert_eq!(report["problems"].as_array().map(Vec::len), Some(0), "{report}");
+}
+
+#[test]
+fn what_is_really_lost_of_an_arm_machine_is_found_beside_what_had_to_be_dropped() {
+    let machine = Scratch::with("arm-lockstep.toml", &format!("machine = 'arm'\n{LOCKSTEP}"));
+    let output = run(&["run", machine.path(), "--fault", "drop=1/100", "--json"]);
+    let report = json(&output);
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    assert_consistent(&report);
+    assert_eq!(number(&report, "signalled"), 10_000);
+    assert_eq!((number(&report, "lost"), number(&report, "duplicated")), (100, 0), "{}", report["arm"]);
+    let stuck = run(&["run", "--machine", "arm", "--interrupts", "20000", "--fault", "stuck-vcpu=1", "--json"]);
+    assert_eq!(stuck.status.code(), Some(1), "{}", errors(&stuck));
+    let problem = json(&stuck)["problems"][0].as_str().unwrap().to_owned();
+    assert!(problem.starts_with("vCPU 1 has taken an interrupt (INTID "), "{problem}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::rows::{Row, Work};
+use super::rows::{Figure, Row, Work};
 
 /// How long one batch should take: much longer than reading the clock, much shorter than a time slice.
 const BATCH: Duration = Duration::from_micros(200);
@@ -16,16 +16,24 @@ pub struct Measured {
     /// What is measured.
     pub what: &'static str,
     /// What it should not exceed.
-    pub target_ns: Option<f64>,
-    /// The median.
-    pub ns: f64,
+    pub target: Option<f64>,
+    /// Whether the figure is a number of bytes; else of ns.
+    pub bytes: bool,
+    /// The median of a time, or the bytes.
+    pub value: f64,
     /// The kernel's median for the same work.
     pub kernel_ns: Option<f64>,
 }
 
 /// Measures one row, and the kernel's way beside it if the kernel can be asked.
 pub fn row(row: &Row, kernel: bool, budget: Duration) -> Result<Measured, String> {
-    let mut works = vec![Batches::new((row.work)()?)];
+    let measured =
+        |bytes, value, kernel_ns| Measured { id: row.id, what: row.what, target: row.target, bytes, value, kernel_ns };
+    let work = match row.figure {
+        Figure::Time(work) => work,
+        Figure::Bytes(bytes) => return Ok(measured(true, bytes()? as f64, None)),
+    };
+    let mut works = vec![Batches::new(work()?)];
     if let Some(work) = row.kernel.filter(|_| kernel) {
         works.push(Batches::new(work()?));
     }
@@ -36,7 +44,7 @@ pub fn row(row: &Row, kernel: bool, budget: Duration) -> Result<Measured, String
     let mut medians = works.iter_mut().map(Batches::median);
     let ns = medians.next().unwrap_or_default();
     let kernel_ns = medians.next();
-    Ok(Measured { id: row.id, what: row.what, target_ns: row.target_ns, ns, kernel_ns })
+    Ok(measured(false, ns, kernel_ns))
 }
 
 struct Batches {

@@ -1,5 +1,6 @@
 //! The rows of the table: what is measured, by which work, beside what of the kernel's. Shared with `benches/`.
 
+mod arm;
 mod machine;
 mod many;
 mod messages;
@@ -21,6 +22,15 @@ pub type Work = Box<dyn FnMut(u64) -> Duration>;
 /// The row that is the unit of the others.
 pub const UNIT: &str = "rmw";
 
+/// What a row measures.
+#[derive(Clone, Copy)]
+pub enum Figure {
+    /// The time of doorbell's way of doing something, in ns, once it is prepared.
+    Time(fn() -> Result<Work, String>),
+    /// How much memory something takes, in bytes.
+    Bytes(fn() -> Result<u64, String>),
+}
+
 /// One row.
 pub struct Row {
     /// Its name, which does not change.
@@ -28,9 +38,9 @@ pub struct Row {
     /// What is measured, in a few words.
     pub what: &'static str,
     /// What it should not exceed.
-    pub target_ns: Option<f64>,
-    /// Prepares doorbell's way of doing it.
-    pub work: fn() -> Result<Work, String>,
+    pub target: Option<f64>,
+    /// What is measured.
+    pub figure: Figure,
     /// Prepares the kernel's way.
     pub kernel: Option<fn() -> Result<Work, String>>,
     /// Whether doorbell's way needs /dev/kvm too.
@@ -39,11 +49,15 @@ pub struct Row {
 
 impl Row {
     const fn new(id: &'static str, what: &'static str, work: fn() -> Result<Work, String>) -> Self {
-        Self { id, what, target_ns: None, work, kernel: None, needs_kvm: false }
+        Self { id, what, target: None, figure: Figure::Time(work), kernel: None, needs_kvm: false }
     }
 
-    const fn target(self, ns: f64) -> Self {
-        Self { target_ns: Some(ns), ..self }
+    const fn bytes(id: &'static str, what: &'static str, bytes: fn() -> Result<u64, String>) -> Self {
+        Self { id, what, target: None, figure: Figure::Bytes(bytes), kernel: None, needs_kvm: false }
+    }
+
+    const fn target(self, most: f64) -> Self {
+        Self { target: Some(most), ..self }
     }
 
     /// Only where there is /dev/kvm.
@@ -82,6 +96,22 @@ pub fn all() -> Vec<Row> {
         Row::new("msix-mask-cycle", "MSI-X mask → event → unmask", messages::msix_mask_cycle).target(50.0),
         Row::new("remap-msi", "what a message costs more behind VT-d", remap::vtd).target(10.0),
         Row::new("remap-msi-amd", "the same behind AMD-Vi", remap::amd).target(10.0),
+        Row::new("spi-cycle-40", "GICv3 SPI 40: edge → acknowledge → EOI", arm::spi_40).target(50.0),
+        Row::new("spi-cycle-40-512", "the same with 512 vCPUs", arm::spi_40_crowd).target(50.0),
+        Row::new("spi-cycle-900", "the same of SPI 900", arm::spi_900).target(55.0),
+        Row::new("spi-cycle-900-512", "the same with 512 vCPUs", arm::spi_900_crowd).target(55.0),
+        Row::new("spi-level", "GICv3 level SPI: raise → acknowledge → lower → EOI", arm::spi_level),
+        Row::new("sgi-cycle", "SGI to itself → acknowledge → EOI", arm::sgi_self),
+        Row::new("sgi-cycle-512", "the same on 512 vCPUs in turn", arm::sgi_crowd),
+        Row::new("lpi-cycle-16", "event → ITS → LPI → acknowledge → EOI, 16 in turn", arm::lpi_16).target(80.0),
+        Row::new("lpi-cycle-16-512", "the same with 512 vCPUs", arm::lpi_16_crowd).target(80.0),
+        Row::new("lpi-cycle-65536", "the same, 65,536 in turn", arm::lpi_65536).target(90.0),
+        Row::new("lpi-cycle-65536-512", "the same on 512 vCPUs in turn", arm::lpi_65536_crowd).target(90.0),
+        Row::new("lpi-random", "65,536 events at random", arm::lpi_random),
+        Row::new("lpi-random-512", "the same on 512 vCPUs", arm::lpi_random_crowd),
+        Row::new("lpi-cold", "65,536 events at random, none in a cache", arm::lpi_cold),
+        Row::bytes("lpi-memory", "memory of 65,536 LPIs and their events", arm::lpi_memory).target(4_194_304.0),
+        Row::bytes("lpi-memory-512", "the same with 512 vCPUs", arm::lpi_memory_crowd).target(4_194_304.0),
         Row::new("route-update", "one message of 4,096 changed, source idle", routes::update_idle)
             .target(40.0)
             .kernel(kernel::set_routing),

@@ -13,13 +13,13 @@ pub fn line(row: &Measured, rmw: f64) {
     }
     let optional = |value: Option<f64>| value.map_or("–".into(), time);
     println!(
-        "{:<22} {:>10} {:>10} {:>7} {:>10} {:>8.1}  {}",
+        "{:<22} {:>10} {:>10} {:>7} {:>10} {:>8}  {}",
         row.id,
-        time(row.ns),
+        row.shown(row.value),
         optional(row.kernel_ns),
         row.ratio().map_or("–".into(), |ratio| format!("{ratio:.1}")),
-        row.target_ns.map_or("–".into(), |target| format!("≤ {}", time(target))),
-        row.ns / rmw,
+        row.target.map_or("–".into(), |target| format!("≤ {}", row.shown(target))),
+        if row.bytes { "–".into() } else { format!("{:.1}", row.value / rmw) },
         row.what,
     );
 }
@@ -33,10 +33,19 @@ fn time(ns: f64) -> String {
     }
 }
 
+fn bytes(bytes: f64) -> String {
+    format!("{:.2} MiB", bytes / f64::from(1 << 20))
+}
+
 impl Measured {
     /// How many times as long the kernel took.
     fn ratio(&self) -> Option<f64> {
-        self.kernel_ns.map(|kernel| kernel / self.ns)
+        self.kernel_ns.map(|kernel| kernel / self.value)
+    }
+
+    /// A value with its unit.
+    fn shown(&self, value: f64) -> String {
+        if self.bytes { bytes(value) } else { time(value) }
     }
 }
 
@@ -44,7 +53,10 @@ impl Measured {
 #[derive(Serialize)]
 struct Entry {
     id: &'static str,
-    ns: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ns: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel_ns: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +70,8 @@ pub fn json(rows: &[Measured]) -> String {
         .iter()
         .map(|row| Entry {
             id: row.id,
-            ns: hundredths(row.ns),
+            ns: (!row.bytes).then(|| hundredths(row.value)),
+            bytes: row.bytes.then_some(row.value as u64),
             kernel_ns: row.kernel_ns.map(hundredths),
             ratio: row.ratio().map(hundredths),
         })
@@ -68,6 +81,8 @@ pub fn json(rows: &[Measured]) -> String {
 
 /// The figures as bars on a logarithmic scale.
 pub fn svg(rows: &[Measured]) -> String {
+    // Bytes have no place on an axis of times.
+    let rows: Vec<_> = rows.iter().filter(|row| !row.bytes).collect();
     const LEFT: f64 = 170.0;
     const DECADE: f64 = 75.0;
     const LINE: f64 = 26.0;
@@ -92,7 +107,7 @@ pub fn svg(rows: &[Measured]) -> String {
             put(format!("<rect x=\"{LEFT}\" y=\"{y}\" width=\"{width:.1}\" height=\"9\" fill=\"{colour}\"/>"));
             put(format!("<text x=\"{end:.1}\" y=\"{}\" font-size=\"9\">{}{whose}</text>", y + 8.0, time(ns)));
         };
-        bar(top + 2.0, row.ns, "#2a78b8", "");
+        bar(top + 2.0, row.value, "#2a78b8", "");
         if let Some(kernel) = row.kernel_ns {
             bar(top + 12.0, kernel, "#c0c0c0", " (kernel)");
         }
@@ -105,25 +120,31 @@ pub fn svg(rows: &[Measured]) -> String {
 mod tests {
     use super::*;
 
-    fn row(id: &'static str, ns: f64, kernel_ns: Option<f64>) -> Measured {
-        Measured { id, what: "", target_ns: None, ns, kernel_ns }
+    fn row(id: &'static str, value: f64, kernel_ns: Option<f64>) -> Measured {
+        Measured { id, what: "", target: None, bytes: false, value, kernel_ns }
+    }
+
+    fn memory(id: &'static str, value: f64) -> Measured {
+        Measured { bytes: true, ..row(id, value, None) }
     }
 
     #[test]
     fn json_has_the_kernel_only_where_it_was_measured() {
-        let text = json(&[row("rmw", 8.0, None), row("msi-pending", 10.0, Some(220.0))]);
+        let text = json(&[row("rmw", 8.0, None), row("msi-pending", 10.0, Some(220.0)), memory("lpi-memory", 65536.0)]);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
             value,
             serde_json::json!([
                 { "id": "rmw", "ns": 8.0 },
                 { "id": "msi-pending", "ns": 10.0, "kernel_ns": 220.0, "ratio": 22.0 },
+                { "id": "lpi-memory", "bytes": 65536 },
             ])
         );
     }
 
     #[test]
-    fn times_have_a_unit_that_suits_them() {
+    fn figures_have_a_unit_that_suits_them() {
+        assert_eq!(memory("lpi-memory", 3.0 * 1048576.0).shown(4_194_304.0), "4.00 MiB");
         assert_eq!(time(8.04), "8.0 ns");
         assert_eq!(time(282.0), "282 ns");
         assert_eq!(time(12_345.0), "12.3 µs");
@@ -132,7 +153,8 @@ mod tests {
 
     #[test]
     fn the_drawing_names_every_row() {
-        let svg = svg(&[row("rmw", 8.0, None), row("route-update", 40.0, Some(500_000.0))]);
+        let svg = svg(&[row("rmw", 8.0, None), row("route-update", 40.0, Some(500_000.0)), memory("lpi-memory", 1.0)]);
+        assert!(!svg.contains("lpi-memory"), "an axis of times");
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
         assert!(svg.contains(">rmw<") && svg.contains(">route-update<") && svg.contains("500.0 µs (kernel)"));
     }

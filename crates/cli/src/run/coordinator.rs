@@ -14,9 +14,9 @@ use super::{
     ledger::{Header, Ledger, now_ns},
     plan::{Plan, Vector},
     process::{Device, Doorbell},
-    report::{Problem, Report, VectorReport},
+    report::{ArmCounters, Problem, Report, VectorReport},
     stop,
-    tally::Tally,
+    tally::{Fate, Tally},
     trace::Recorder,
     watch::Watch,
 };
@@ -40,6 +40,13 @@ pub struct Ended {
     pub latencies: Vec<Histogram>,
     /// For each vector of the plan, whether an interrupt is still pending at a vCPU; empty where that cannot be seen.
     pub pending: Vec<bool>,
+    /// For each vector of the plan, how often its driver had an interrupt sent again that the chips may have dropped, as the
+    /// specification demands; empty where that does not happen.
+    pub replayed: Vec<u32>,
+    /// How often the driver found such an interrupt by looking at its device; as `replayed`.
+    pub fetched: Vec<u32>,
+    /// What the Arm chips and their guest counted.
+    pub arm: Option<ArmCounters>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
     /// What went wrong.
@@ -127,12 +134,17 @@ impl Run<'_> {
             .enumerate()
             .map(|(index, vector)| {
                 let latency = ended.latencies.get(index).cloned().unwrap_or_default();
-                let pending = ended.pending.get(index).copied().unwrap_or_default();
+                let of = |counts: &[u32]| counts.get(index).copied().unwrap_or_default();
+                let fate = Fate {
+                    pending: ended.pending.get(index).copied().unwrap_or_default(),
+                    replayed: of(&ended.replayed),
+                    fetched: of(&ended.fetched),
+                };
                 VectorReport {
                     source: format!("{}/{}", plan.devices[vector.device], vector.number),
                     path: paths[index].clone(),
                     lockstep: vector.lockstep,
-                    tally: Tally::of(vector, &ledger, pending),
+                    tally: Tally::of(vector, &ledger, fate),
                     p50_ns: latency.quantile(0.5),
                     p99_ns: latency.quantile(0.99),
                     latency,
@@ -151,6 +163,7 @@ impl Run<'_> {
             interrupted: stop::requested(),
             problems,
             notes,
+            arm: ended.arm,
             vectors,
             beside: Vec::new(),
             parity: None,

@@ -419,13 +419,9 @@ impl Ledger {
         Entry { fresh, stray: false }
     }
 
-    /// A driver that has no interrupt of a slot looks at its device. Returns whether there was something to be seen.
-    pub fn look(&self, slot: Slot) -> bool {
-        // Acquire: pairs with the Release in `publish`.
-        slot.index().is_some_and(|index| {
-            let page = self.cpu(slot.vcpu);
-            self.see(page, index, page.sequence[index].load(Ordering::Acquire))
-        })
+    /// A driver that has no interrupt of a slot looks at its device, and sees `number`. Returns whether that is new.
+    pub fn look(&self, slot: Slot, number: u32) -> bool {
+        slot.index().is_some_and(|index| self.see(self.cpu(slot.vcpu), index, number))
     }
 
     /// Raises `seen` to `number`; whoever raises it has seen the number, and nobody else has.

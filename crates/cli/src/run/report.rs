@@ -35,6 +35,47 @@ pub struct VectorReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Problem(pub String);
 
+/// What the Arm chips and their guest counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ArmCounters {
+    /// Commands that the ITSs ran.
+    pub commands: u64,
+    /// Commands that they refused.
+    pub refused_commands: u64,
+    /// Events that they dropped, as the specification demands, while they were disabled.
+    pub dropped_disabled: u64,
+    /// The same, while device or event were not mapped.
+    pub dropped_unmapped: u64,
+    /// The same, while the collection was not mapped.
+    pub dropped_collection: u64,
+    /// The same, while a redistributor's LPIs were off.
+    pub dropped_lpis_off: u64,
+    /// The same, while the mapping was being taken away.
+    pub dropped_meanwhile: u64,
+    /// Events that the driver had sent again with INT.
+    pub replayed: u64,
+    /// Numbers that it found by looking at its devices.
+    pub fetched: u64,
+    /// What the guest did meanwhile: events moved to another collection.
+    pub movi: u64,
+    /// Collections moved to another vCPU, with what was pending.
+    pub mapc_movall: u64,
+    /// Collections unmapped and mapped again.
+    pub mapc_off: u64,
+    /// Devices unmapped and mapped again.
+    pub mapd: u64,
+    /// Events discarded and mapped again.
+    pub discard: u64,
+    /// LPIs disabled and enabled again.
+    pub inv: u64,
+    /// ITSs disabled and enabled again.
+    pub its_off: u64,
+    /// SPIs routed to another vCPU.
+    pub irouter: u64,
+    /// SPIs disabled and enabled again.
+    pub icenabler: u64,
+}
+
 /// A sample of the parity check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Parity {
@@ -68,6 +109,9 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
+    /// What the Arm chips and their guest counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arm: Option<ArmCounters>,
     /// Every vector.
     pub vectors: Vec<VectorReport>,
     /// The same work on other chips.
@@ -180,6 +224,7 @@ pub(super) mod tests {
             interrupted: false,
             problems: Vec::new(),
             notes: Vec::new(),
+            arm: None,
             vectors: vec![vector],
             beside: Vec::new(),
             parity: None,

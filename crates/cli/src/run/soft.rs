@@ -1,6 +1,7 @@
 //! The machine on doorbell's chips: in this process, with MSI-X tables and vCPU threads. What differs between the
 //! architectures stands behind [`Platform`].
 
+mod arm;
 mod driver;
 mod platform;
 mod sleeper;
@@ -34,6 +35,7 @@ use super::{
     process::Doorbell,
     report::{Problem, grouped},
 };
+use arm::Arm;
 use driver::{Driver, Shift};
 use platform::Platform;
 use sleeper::Sleeper;
@@ -129,7 +131,7 @@ pub fn start(
 ) -> Result<Box<dyn Running>, String> {
     match plan.arch {
         Arch::X86 => Ok(Box::new(Soft::<X86>::start(plan, ledger, doorbells, options)?)),
-        Arch::Arm => Err("the Arm machine is not there yet".into()),
+        Arch::Arm => Ok(Box::new(Soft::<Arm>::start(plan, ledger, doorbells, options)?)),
     }
 }
 
@@ -138,7 +140,7 @@ impl<P: Platform> Soft<P> {
     fn start(plan: &Plan, ledger: &Arc<Ledger>, doorbells: &[Doorbell], options: &Options) -> Result<Self, String> {
         // The VMM's part: chips, table, dispatcher.
         let sleepers = Arc::new(Sleepers((0..plan.vcpus).map(|_| Sleeper::default()).collect()));
-        let platform = P::new(plan, Arc::clone(&sleepers) as Arc<dyn Kick>)?;
+        let platform = P::new(plan, ledger, Arc::clone(&sleepers) as Arc<dyn Kick>)?;
         let irqs =
             IrqManager::soft(SoftOptions::new(platform.msi(), platform.pins())).map_err(|error| error.to_string())?;
         let pool = VectorPool::new(irqs.vectors());

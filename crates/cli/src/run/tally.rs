@@ -6,7 +6,7 @@ use super::{ledger::Ledger, plan::Vector};
 
 /// The figures of one vector, or of many.
 ///
-/// `signalled = delivered + coalesced + held + lost`, unless something was duplicated.
+/// `signalled = delivered + coalesced + dropped + held + lost`, unless something was duplicated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Tally {
     /// Signals given.
@@ -15,6 +15,9 @@ pub struct Tally {
     pub delivered: u64,
     /// Signals that merged with an earlier one that was still pending; none of a lock-step vector.
     pub coalesced: u64,
+    /// Signals whose interrupt the chips dropped, as the specification demands, and which the driver found by looking at its
+    /// device afterwards.
+    pub dropped: u64,
     /// Signals whose interrupt is pending at a vCPU that stopped taking interrupts.
     pub held: u64,
     /// Signals that no handler saw, nor a later number in their place.
@@ -28,10 +31,23 @@ impl std::ops::AddAssign for Tally {
         self.signalled += other.signalled;
         self.delivered += other.delivered;
         self.coalesced += other.coalesced;
+        self.dropped += other.dropped;
         self.held += other.held;
         self.lost += other.lost;
         self.duplicated += other.duplicated;
     }
+}
+
+/// What the ledger does not know of a vector.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fate {
+    /// Its interrupt waits at a vCPU that takes no more.
+    pub pending: bool,
+    /// How often its driver had an interrupt sent again that the chips may have dropped: a handler may have been entered
+    /// for both.
+    pub replayed: u32,
+    /// How often its driver found something by looking at the device.
+    pub fetched: u32,
 }
 
 /// The words of one vector.
@@ -45,8 +61,8 @@ struct Words {
 }
 
 impl Tally {
-    /// The figures of `vector` as they stand. `pending`: its interrupt waits at a vCPU that takes no more.
-    pub fn of(vector: &Vector, ledger: &Ledger, pending: bool) -> Self {
+    /// The figures of `vector` as they stand.
+    pub fn of(vector: &Vector, ledger: &Ledger, fate: Fate) -> Self {
         let Some(index) = vector.slot.index() else { return Self::default() };
         let (page, signals) = (ledger.cpu(vector.slot.vcpu), ledger.signals(vector.slot.vcpu));
         // Acquire: pairs with the Release of `sent`; what follows is then at least as new.
@@ -58,11 +74,15 @@ impl Tally {
             missed: signals.missed[index].load(Ordering::Relaxed).into(),
         };
         let level = vector.is_level();
-        Self::from_words(words, vector.lockstep, level, pending)
+        Self::from_words(words, vector.lockstep, level, fate)
     }
 
-    fn from_words(words: Words, lockstep: bool, level: bool, pending: bool) -> Self {
+    fn from_words(words: Words, lockstep: bool, level: bool, fate: Fate) -> Self {
         let Words { sent, seen, count, again, missed } = words;
+        let Fate { pending, replayed, fetched } = fate;
+        // One that was sent again, or fetched, although the first had not been dropped. A free vector's may have merged.
+        let excused = u64::from(replayed) + if lockstep { u64::from(fetched) } else { 0 };
+        let again = again - again.min(excused);
         // A device that was killed between a signal and its note of it has signalled what was seen.
         let signalled = sent.max(seen);
         // An entry that finds no new number: on a level line normal; in lock-step only after the device went on
@@ -76,14 +96,21 @@ impl Tally {
         };
         let entered = count + late;
         let delivered = entered.min(signalled);
-        let unseen = if lockstep { signalled - delivered } else { signalled.saturating_sub(seen) };
+        let unseen = if lockstep {
+            (signalled - delivered).saturating_sub(fetched.into())
+        } else {
+            signalled.saturating_sub(seen)
+        };
         // A pending interrupt stands for every number since the one that was seen.
         let held = if pending { signalled.saturating_sub(seen).min(unseen) } else { 0 };
         let lost = unseen - held;
+        let rest = signalled.saturating_sub(delivered + held + lost);
+        let dropped = rest.min(fetched.into());
         Self {
             signalled,
             delivered,
-            coalesced: signalled.saturating_sub(delivered + held + lost),
+            coalesced: rest - dropped,
+            dropped,
             held,
             lost,
             duplicated: entered - delivered + if level { 0 } else { again - late },
@@ -96,7 +123,7 @@ mod tests {
     use super::*;
 
     fn tally(words: Words, lockstep: bool) -> Tally {
-        Tally::from_words(words, lockstep, false, false)
+        Tally::from_words(words, lockstep, false, Fate::default())
     }
 
     #[test]
@@ -149,9 +176,38 @@ mod tests {
     #[test]
     fn what_is_pending_at_a_stuck_vcpu_is_held_and_not_lost() {
         let words = Words { sent: 10, seen: 7, count: 6, missed: 3, ..Words::default() };
-        let lockstep = Tally::from_words(words, true, false, true);
+        let stuck = Fate { pending: true, ..Fate::default() };
+        let lockstep = Tally::from_words(words, true, false, stuck);
         assert_eq!((lockstep.held, lockstep.lost), (3, 1), "one was lost before");
-        let free = Tally::from_words(words, false, false, true);
+        let free = Tally::from_words(words, false, false, stuck);
         assert_eq!((free.held, free.lost), (3, 0));
+    }
+
+    #[test]
+    fn what_the_chips_had_to_drop_is_neither_lost_nor_delivered() {
+        let words = Words { sent: 100, seen: 100, count: 30, ..Words::default() };
+        let free = Tally::from_words(words, false, false, Fate { fetched: 4, ..Fate::default() });
+        assert_eq!((free.delivered, free.coalesced, free.dropped, free.lost), (30, 66, 4, 0));
+        let words = Words { sent: 10, seen: 10, count: 8, missed: 1, ..Words::default() };
+        let lockstep = Tally::from_words(words, true, false, Fate { fetched: 1, ..Fate::default() });
+        assert_eq!((lockstep.delivered, lockstep.dropped, lockstep.lost), (8, 1, 1), "the other one is lost");
+        let late = Tally::from_words(Words { again: 1, ..words }, true, false, Fate { fetched: 1, ..Fate::default() });
+        assert_eq!(
+            (late.lost, late.duplicated),
+            (1, 0),
+            "the handler came late to what was fetched, not to what was lost"
+        );
+    }
+
+    #[test]
+    fn one_that_was_sent_again_for_nothing_is_no_duplicate_and_replaces_no_lost_one() {
+        let replayed = Fate { replayed: 2, ..Fate::default() };
+        let words = Words { sent: 10, seen: 10, count: 10, again: 2, ..Words::default() };
+        let fine = Tally::from_words(words, true, false, replayed);
+        assert_eq!(fine, Tally { signalled: 10, delivered: 10, ..Tally::default() });
+        let more = Tally::from_words(Words { again: 3, ..words }, true, false, replayed);
+        assert_eq!(more.duplicated, 1, "one more than can be explained");
+        let lost = Tally::from_words(Words { count: 9, missed: 1, ..words }, true, false, replayed);
+        assert_eq!((lost.delivered, lost.lost), (9, 1));
     }
 }

@@ -85,7 +85,7 @@ impl<'a> Watch<'a> {
                 self.device_ended(&devices[index], index);
             }
             self.bar.set_position(self.signalled(|_| true));
-            self.look_at_vcpus();
+            self.look_at_vcpus(STUCK);
             for line in self.late.look() {
                 self.bar.suspend(|| eprintln!("doorbell: {line}"));
                 self.notes.push(line);
@@ -98,7 +98,8 @@ impl<'a> Watch<'a> {
         }
         self.drain();
         let seconds = self.began.elapsed().as_secs_f64();
-        self.look_at_vcpus();
+        // Whoever stands still by now will not go on.
+        self.look_at_vcpus(QUIET / 2);
         self.bar.finish_and_clear();
         seconds
     }
@@ -122,7 +123,7 @@ impl<'a> Watch<'a> {
             if now != seen {
                 (seen, since) = (now, Instant::now());
             }
-            self.look_at_vcpus();
+            self.look_at_vcpus(STUCK);
         }
     }
 
@@ -174,7 +175,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn look_at_vcpus(&mut self) {
+    /// Reports vCPUs that have not ended an interrupt for so long.
+    fn look_at_vcpus(&mut self, stuck: Duration) {
         for vcpu in 0..self.plan.vcpus {
             let page = self.ledger.cpu(vcpu);
             // Acquire, `ended` first: pairs with the Release in `Ledger::leave`. Were `taken` older, an interrupt that
@@ -184,8 +186,9 @@ impl<'a> Watch<'a> {
             let pulse = &mut self.pulses[vcpu as usize];
             if taken == ended || taken != pulse.taken {
                 *pulse = Pulse { taken, since: Instant::now(), reported: false };
-            } else if !pulse.reported && pulse.since.elapsed() >= STUCK {
+            } else if !pulse.reported && pulse.since.elapsed() >= stuck {
                 pulse.reported = true;
+                let since = pulse.since.elapsed().as_secs_f64();
                 let arrival = page.last.load(Ordering::Relaxed);
                 let source = self
                     .plan
@@ -196,9 +199,8 @@ impl<'a> Watch<'a> {
                     .map(|vector| format!(", {}/{}", self.plan.devices[vector.device], vector.number))
                     .unwrap_or_default();
                 self.report(format!(
-                    "vCPU {vcpu} has taken an interrupt ({}{source}) and not ended it for {:.1} s",
-                    self.plan.name_of(arrival),
-                    STUCK.as_secs_f64()
+                    "vCPU {vcpu} has taken an interrupt ({}{source}) and not ended it for {since:.1} s",
+                    self.plan.name_of(arrival)
                 ));
             }
         }

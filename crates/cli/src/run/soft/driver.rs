@@ -152,7 +152,7 @@ impl<P: Platform> Driver<P> {
             self.cpu.disarm();
         }
         let Self { cpu, handlers, shift, .. } = &mut self;
-        let held = handlers.iter().filter(|(arrival, handler)| cpu.holds(handler.index, **arrival));
+        let held = handlers.iter().filter(|(arrival, _)| cpu.holds(**arrival));
         shift.pending = held.flat_map(|(_, handler)| handler.index..handler.index + handler.sources).collect();
         self.shift
     }
@@ -237,7 +237,7 @@ impl<P: Platform> Driver<P> {
             }
             self.shift.masks += 1;
         }
-        let quiet = !self.cpu.holds(handler.index, arrival);
+        let quiet = self.cpu.is_quiet(arrival);
         let entry = (!whole).then_some(entry);
         self.masks.push(Mask { device: handler.device, entry, arrival, quiet, left: MASK_LASTS });
     }

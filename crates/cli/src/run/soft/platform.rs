@@ -5,7 +5,7 @@ use std::{sync::Arc, thread::JoinHandle};
 use doorbell::{Kick, MsiTarget, PinInput, Pins, delivery::ChipId, manager::IrqManager};
 
 use super::Shared;
-use crate::run::{coordinator::Ended, function::Random, plan::Plan};
+use crate::run::{coordinator::Ended, function::Random, ledger::Ledger, plan::Plan};
 
 /// The chips of a machine, and what its guest does with them.
 pub trait Platform: Sized + Send + Sync + 'static {
@@ -18,7 +18,7 @@ pub trait Platform: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// One line.
-    fn new(plan: &Plan, kick: Arc<dyn Kick>) -> Result<Self, String>;
+    fn new(plan: &Plan, ledger: &Arc<Ledger>, kick: Arc<dyn Kick>) -> Result<Self, String>;
 
     /// Where messages go.
     fn msi(&self) -> Arc<dyn MsiTarget>;
@@ -71,8 +71,16 @@ pub trait Processor: Send + 'static {
     /// No kick is needed any more.
     fn disarm(&mut self);
 
-    /// Whether an interrupt of the plan's `index`th vector, whose source is masked, may still come to this vCPU.
-    fn holds(&self, index: usize, arrival: u32) -> bool;
+    /// Whether an interrupt is pending here, as far as the vCPU can see: those that others can see are told by
+    /// [`Platform::finish`].
+    fn holds(&self, _arrival: u32) -> bool {
+        false
+    }
+
+    /// Whether nothing of an interrupt whose source is masked can come any more, as far as the vCPU can tell.
+    fn is_quiet(&self, _arrival: u32) -> bool {
+        false
+    }
 
     /// Whether it may arrive at several vCPUs.
     fn is_shared(&self, index: usize) -> bool;

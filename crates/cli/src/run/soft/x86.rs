@@ -24,6 +24,7 @@ use super::{
 use crate::run::{
     coordinator::Ended,
     function::Random,
+    ledger::Ledger,
     machine::Remap,
     plan::{self, Plan, Wire},
     report::count,
@@ -59,7 +60,7 @@ impl Platform for X86 {
     type Cpu = Local;
     const PINS: ChipId = CHIP;
 
-    fn new(plan: &Plan, kick: Arc<dyn Kick>) -> Result<Self, String> {
+    fn new(plan: &Plan, _: &Arc<Ledger>, kick: Arc<dyn Kick>) -> Result<Self, String> {
         // Ids above 255 are reached through a table only, in whose messages the destination has more bits; and 255 is then
         // an id like others, not everybody.
         let behind = plan.remap != Remap::None;
@@ -165,8 +166,12 @@ impl Processor for Local {
         self.apic.disarm();
     }
 
-    fn holds(&self, _: usize, arrival: u32) -> bool {
+    fn holds(&self, arrival: u32) -> bool {
         u8::try_from(arrival).is_ok_and(|vector| self.apic.holds(vector))
+    }
+
+    fn is_quiet(&self, arrival: u32) -> bool {
+        !self.holds(arrival)
     }
 
     fn is_shared(&self, index: usize) -> bool {
@@ -196,6 +201,6 @@ impl Processor for Local {
         }
         let step = 1 + (random.next() >> 16) as u32 % (size - 1);
         remapping.retarget(&shared.plan, index, first + (self.vcpu - first + step) % size);
-        self.away[index] = !self.holds(index, shared.plan.vectors[index].arrival);
+        self.away[index] = !self.holds(shared.plan.vectors[index].arrival);
     }
 }

@@ -44,6 +44,7 @@ mod counters;
 #[cfg(test)]
 mod cripple;
 mod execute;
+mod frame;
 mod mappings;
 #[cfg(all(test, loom))]
 mod models;
