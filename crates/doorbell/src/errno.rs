@@ -32,11 +32,13 @@ macro_rules! errnos {
 }
 
 errnos! {
+    TOOBIG = E2BIG;
     PERM = EPERM;
     NOENT = ENOENT;
     SRCH = ESRCH;
     INTR = EINTR;
     NXIO = ENXIO;
+    NOEXEC = ENOEXEC;
     BADF = EBADF;
     AGAIN = EAGAIN;
     NOMEM = ENOMEM;

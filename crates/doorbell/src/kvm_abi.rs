@@ -30,7 +30,7 @@ mod x86;
 
 pub use crate::Errno;
 #[cfg(feature = "arm")]
-pub use arm::{ArmCalls, ArmGuestCalls};
+pub use arm::{ArmCalls, ArmGuestCalls, SoftArmVm, SoftArmVmOptions};
 #[cfg(feature = "x86")]
 pub use soft::{SoftVm, SoftVmOptions};
 #[cfg(feature = "x86")]

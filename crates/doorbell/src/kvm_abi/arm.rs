@@ -4,10 +4,27 @@
 //! else about them is an attribute of the device, named by a group and a number inside it ([`types`]).
 //!
 //! Numbers in parentheses (C9, I6, N3, Q12, …) are those of the project's specification pages.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`types`] | KVM's constants and layouts |
+//! | [`soft`] | [`SoftArmVm`](soft::SoftArmVm): what there is of it, and its calls |
+//! | `gic_device`, `its_device` | the attributes of both devices |
+//! | `frames` | where the guest finds the frames of its GIC |
+//! | `sysregs` | the CPU interface's registers as user space has them |
+//! | `controller`, `guest` | the GIC in use: its lines and irqfds, and what a guest's code does |
 
+mod controller;
+mod frames;
+mod gic_device;
+mod guest;
+mod its_device;
+pub mod soft;
+mod sysregs;
 pub mod types;
 
 use super::{Answer, Errno, KvmIrqLevel, KvmIrqRoutingEntry, KvmIrqfd, KvmMsi};
+pub use soft::{SoftArmVm, SoftArmVmOptions};
 pub use types::{LineCall, LineLayout, Mpidr, RedistRegion, SystemRegister};
 
 /// A device of one VM: what the kernel returns as the descriptor of `KVM_CREATE_DEVICE`.
@@ -120,7 +137,8 @@ pub trait ArmGuestCalls: ArmCalls {
     ///
     /// # Errors
     /// `EBADF` if there is no such vCPU; `EINVAL` for a register that is none of the CPU interface's, or cannot be read;
-    /// `ENXIO` while the controller cannot be used, for want of an address or of its initialisation.
+    /// `ENXIO` or `EINVAL` while frames have no address or overlap, `EBUSY` before the GIC is initialised, `ENOEXEC` before
+    /// the vCPU is.
     fn read_register(&self, vcpu: u32, register: SystemRegister) -> Result<u64, Errno>;
 
     /// `MSR`: writes one.

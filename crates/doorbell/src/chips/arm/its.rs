@@ -11,7 +11,7 @@
 //! | `translation`, `targets`, `arena` | the hot path: from an event to its LPI without a lock |
 //! | `save`, `state`, `user` | tables, state and registers, saved and restored |
 //! | `counters` | what happened, and what did not and why |
-//! | `sink` | what an ITS needs of the GIC |
+//! | `sink`, `frame` | what an ITS needs of the GIC; the ITS among the frames that take messages |
 //!
 //! # When a command is complete
 //!

@@ -59,9 +59,12 @@ impl PinInput for Gic {
     #[inline]
     fn pulse(&self, chip: ChipId, pin: u16, source: LineSource) -> Delivery {
         let Some((intid, irq)) = self.spi_of(chip, pin) else { return Delivery::Ignored };
+        if self.options.behaviour.one_wire {
+            // KVM's irqfd raises the line of an SPI, and leaves it to the line call to lower it.
+            return self.set(chip, pin, source, true);
+        }
         // Acquire: pairs with the AcqRel of who let the line go last.
-        let driven = self.lines[usize::from(pin)].load(Ordering::Acquire) != 0;
-        if driven || self.options.behaviour.one_wire {
+        if self.lines[usize::from(pin)].load(Ordering::Acquire) != 0 {
             let delivery = self.set(chip, pin, source, true);
             self.set(chip, pin, source, false);
             return delivery;

@@ -41,7 +41,7 @@ pub struct Behaviour {
     pub sgi1_raises_group0: bool,
     /// SGIs reach Aff0 from 0 to 15 only, and a range selector does not count.
     pub no_range_selector: bool,
-    /// An SPI has one wire that everybody drives, instead of the OR of its sources.
+    /// An SPI has one wire that everybody drives, instead of the OR of its sources; an irqfd's pulse raises it, and leaves it so.
     pub one_wire: bool,
     /// A store to GITS_CBASER resets GITS_CWRITER too (I4).
     pub cbaser_resets_cwriter: bool,

@@ -4,10 +4,16 @@
 
 use bitfield_struct::bitfield;
 
+use crate::chips::arm::IccRegister;
+
+/// `KVM_CAP_NR_MEMSLOTS`.
+pub const CAP_NR_MEMSLOTS: u32 = 10;
 /// `KVM_CAP_DEVICE_CTRL`.
 pub const CAP_DEVICE_CTRL: u32 = 89;
 /// `KVM_CAP_MAX_VCPUS`.
 pub const CAP_MAX_VCPUS: u32 = 66;
+/// `KVM_CAP_VCPU_ATTRIBUTES`.
+pub const CAP_VCPU_ATTRIBUTES: u32 = 127;
 /// `KVM_CAP_ARM_USER_IRQ`.
 pub const CAP_ARM_USER_IRQ: u32 = 144;
 /// `KVM_CAP_ARM_VM_IPA_SIZE`: how many bits a guest-physical address has.
@@ -24,6 +30,10 @@ pub const DIST_BYTES: u64 = 0x1_0000;
 pub const REDIST_BYTES: u64 = 0x2_0000;
 /// `KVM_VGIC_V3_ITS_SIZE`: bytes of the two frames of an ITS.
 pub const ITS_BYTES: u64 = 0x2_0000;
+/// What [`CAP_ARM_VM_IPA_SIZE`] was seen to answer: more bits than a VM has unless it asks for them.
+pub const MOST_IPA_BITS: i32 = 44;
+/// What [`CAP_NR_MEMSLOTS`] was seen to answer.
+pub const MEMSLOTS: i32 = 32_767;
 /// Pins of the only irqchip in a route: SPI n is pin n - 32.
 pub const SPI_PINS: u16 = 988;
 
@@ -163,33 +173,20 @@ impl RedistRegion {
     }
 }
 
-/// A system register, by the fields of its encoding in an instruction.
+/// A system register, by the fields of its encoding in an instruction, which are the low 16 bits of an attribute.
 ///
 /// ```
 /// use doorbell::kvm_abi::arm::SystemRegister;
 /// assert_eq!(SystemRegister::ICC_IAR1_EL1.into_bits(), 0xc660, "S3_0_C12_C12_0");
 /// ```
-#[bitfield(u16)]
-#[derive(PartialEq, Eq, Hash)]
-pub struct SystemRegister {
-    #[bits(3)]
-    pub op2: u8,
-    #[bits(4)]
-    pub crm: u8,
-    #[bits(4)]
-    pub crn: u8,
-    #[bits(3)]
-    pub op1: u8,
-    #[bits(2)]
-    pub op0: u8,
-}
+pub use crate::chips::arm::Encoding as SystemRegister;
 
 macro_rules! registers {
-    ($($name:ident = $crn:literal $crm:literal $op2:literal;)*) => {
+    ($($name:ident = $register:expr;)*) => {
         impl SystemRegister {
             $(
-                #[doc = concat!("`", stringify!($name), "`, S3_0_C", $crn, "_C", $crm, "_", $op2, ".")]
-                pub const $name: Self = Self::icc($crn, $crm, $op2);
+                #[doc = concat!("`", stringify!($name), "`.")]
+                pub const $name: Self = $register.encoding();
             )*
 
             /// The registers of the CPU interface, with their names.
@@ -199,38 +196,32 @@ macro_rules! registers {
 }
 
 registers! {
-    ICC_PMR_EL1 = 4 6 0;
-    ICC_IAR0_EL1 = 12 8 0;
-    ICC_EOIR0_EL1 = 12 8 1;
-    ICC_HPPIR0_EL1 = 12 8 2;
-    ICC_BPR0_EL1 = 12 8 3;
-    ICC_AP0R0_EL1 = 12 8 4;
-    ICC_AP0R1_EL1 = 12 8 5;
-    ICC_AP0R2_EL1 = 12 8 6;
-    ICC_AP0R3_EL1 = 12 8 7;
-    ICC_AP1R0_EL1 = 12 9 0;
-    ICC_AP1R1_EL1 = 12 9 1;
-    ICC_AP1R2_EL1 = 12 9 2;
-    ICC_AP1R3_EL1 = 12 9 3;
-    ICC_DIR_EL1 = 12 11 1;
-    ICC_RPR_EL1 = 12 11 3;
-    ICC_SGI1R_EL1 = 12 11 5;
-    ICC_ASGI1R_EL1 = 12 11 6;
-    ICC_SGI0R_EL1 = 12 11 7;
-    ICC_IAR1_EL1 = 12 12 0;
-    ICC_EOIR1_EL1 = 12 12 1;
-    ICC_HPPIR1_EL1 = 12 12 2;
-    ICC_BPR1_EL1 = 12 12 3;
-    ICC_CTLR_EL1 = 12 12 4;
-    ICC_SRE_EL1 = 12 12 5;
-    ICC_IGRPEN0_EL1 = 12 12 6;
-    ICC_IGRPEN1_EL1 = 12 12 7;
-}
-
-impl SystemRegister {
-    const fn icc(crn: u8, crm: u8, op2: u8) -> Self {
-        Self::new().with_op0(3).with_crn(crn).with_crm(crm).with_op2(op2)
-    }
+    ICC_PMR_EL1 = IccRegister::Pmr;
+    ICC_IAR0_EL1 = IccRegister::Iar0;
+    ICC_EOIR0_EL1 = IccRegister::Eoir0;
+    ICC_HPPIR0_EL1 = IccRegister::Hppir0;
+    ICC_BPR0_EL1 = IccRegister::Bpr0;
+    ICC_AP0R0_EL1 = IccRegister::Ap0r(0);
+    ICC_AP0R1_EL1 = IccRegister::Ap0r(1);
+    ICC_AP0R2_EL1 = IccRegister::Ap0r(2);
+    ICC_AP0R3_EL1 = IccRegister::Ap0r(3);
+    ICC_AP1R0_EL1 = IccRegister::Ap1r(0);
+    ICC_AP1R1_EL1 = IccRegister::Ap1r(1);
+    ICC_AP1R2_EL1 = IccRegister::Ap1r(2);
+    ICC_AP1R3_EL1 = IccRegister::Ap1r(3);
+    ICC_DIR_EL1 = IccRegister::Dir;
+    ICC_RPR_EL1 = IccRegister::Rpr;
+    ICC_SGI1R_EL1 = IccRegister::Sgi1r;
+    ICC_ASGI1R_EL1 = IccRegister::Asgi1r;
+    ICC_SGI0R_EL1 = IccRegister::Sgi0r;
+    ICC_IAR1_EL1 = IccRegister::Iar1;
+    ICC_EOIR1_EL1 = IccRegister::Eoir1;
+    ICC_HPPIR1_EL1 = IccRegister::Hppir1;
+    ICC_BPR1_EL1 = IccRegister::Bpr1;
+    ICC_CTLR_EL1 = IccRegister::Ctlr;
+    ICC_SRE_EL1 = IccRegister::Sre;
+    ICC_IGRPEN0_EL1 = IccRegister::Igrpen0;
+    ICC_IGRPEN1_EL1 = IccRegister::Igrpen1;
 }
 
 /// What a line call of [`LineCall`] drives.
