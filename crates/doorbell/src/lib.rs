@@ -42,3 +42,8 @@ pub use vcpu::{Kick, VcpuId};
 #[cfg(all(doctest, feature = "x86"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// The example of the book's page about Arm, likewise.
+#[cfg(all(doctest, feature = "arm"))]
+#[doc = include_str!("../../../docs/src/arm-vmm.md")]
+struct ArmVmm;
