@@ -12,9 +12,11 @@ pub mod monitor;
 pub mod options;
 mod pci;
 pub mod protocol;
+pub mod q35;
 mod serve;
 #[cfg(test)]
 mod tests;
+pub mod virt;
 
 use options::CommandLine;
 
@@ -22,11 +24,13 @@ const AFTER_HELP: &str = "\
 Options, with one dash or two; QEMU's others are accepted and ignored:
   --machine q35               the machine: 8259s, IOAPIC, local APICs, configuration ports, RAM from address 0;
                               `,8259=strict` for the 8259 of the data sheet in the place of KVM's
+  --machine virt              an Arm one: GICv3 (distributor at 0x08000000, redistributors from 0x080a0000 on), ITS at
+                              0x08080000 unless `,its=off`, PCI configuration space at 0x4010000000, RAM from 0x40000000
   --qtest unix:PATH | stdio   where qtest is spoken; `,server=on` waits for a client
   --qmp unix:PATH | stdio     where QMP is spoken (or -chardev socket,id=X,path=PATH -mon chardev=X,mode=control):
                               qmp_capabilities, query-status, cont, stop, system_reset, quit, and human-monitor-command
                               with `info pic` and `info lapic N`
-  -smp N, -m MIB              vCPUs (1 to 288), RAM (1 to 2048 MiB)
+  -smp N, -m MIB              vCPUs (1 to 288; virt: 1 to 123), RAM (1 to 2048 MiB)
   -device intel-iommu,intremap=on[,eim=on][,posted=on]
                               a VT-d unit at 0xfed90000, in front of devices and IOAPIC
   -device amd-iommu,intremap=on
@@ -34,12 +38,18 @@ Options, with one dash or two; QEMU's others are accepted and ignored:
   -device edu,addr=3          a PCI function with an MSI vector
   -device ivshmem-doorbell,vectors=N,chardev=X,addr=4
                               one with MSI-X vectors, whose events come from an ivshmem server
+  -device loader,…,cpu-num=0  virt: a program for CPU 0. doorbell runs no code: once `cont` was said, it answers the mailbox
+                              at 0x48000000 itself, as the reference drivers' icc_mailbox.bin does, with CPU 0's interface
 
-The local APICs begin software-enabled. As in QEMU, a client cannot reach their registers: a store to 0xfee00000 and up
+On virt, inputs of the distributor are lines of a device called `gic`: SPIs, then 32 for each CPU. A client that reads a
+pending table sees what is pending now, as QEMU keeps it.
+
+The local APICs of q35 begin software-enabled. As in QEMU, a client cannot reach their registers: a store to 0xfee00000 and up
 is a message.
 
 A program that starts QEMU can start doorbell in its place through a link named qemu-system-x86_64:
   ln -s /usr/bin/doorbell qemu-system-x86_64; QTEST_QEMU_BINARY=$PWD/qemu-system-x86_64 …
+(qemu-system-aarch64 for virt.)
 
 Exit status: 0 the client has left; 1 a client broke the protocol; 2 wrong usage or a socket that cannot be reached.";
 

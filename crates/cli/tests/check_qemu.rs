@@ -31,6 +31,15 @@ fn programs_find_no_difference_and_reach_every_step() {
 }
 
 #[test]
+fn programs_on_arm_find_no_difference_and_reach_every_step() {
+    let Some(report) = report(&["--machine", "virt", "--seed", "7", "--programs", "60"], 0) else { return };
+    assert_eq!((&report["passed"], &report["failed"]), (&60.into(), &0.into()));
+    let steps = report["steps"].as_object().unwrap();
+    assert!(steps.len() >= 28, "{steps:?}");
+    assert!(report["reached"].as_array().unwrap().len() >= 40, "{}", report["not_reached"]);
+}
+
+#[test]
 fn shards_cover_the_programs_once() {
     let Some(first) = report(&["--programs", "5", "--shard", "0/2"], 0) else { return };
     let second = report(&["--programs", "5", "--shard", "1/2"], 0).unwrap();
@@ -77,6 +86,61 @@ fn a_wrong_specific_eoi_is_found() {
     finds("specific-eoi", "90", 4);
 }
 
+fn finds_on_arm(fault: &str, programs: &str, longest: usize) {
+    let arguments = ["--machine", "virt", "--seed", "3", "--programs", programs, "--cripple", fault];
+    checks::finds("qemu", &arguments, longest);
+}
+
+#[test]
+fn an_end_that_does_nothing_is_found() {
+    finds_on_arm("end-of-group1", "12", 6);
+}
+
+#[test]
+fn a_deactivation_that_does_nothing_is_found() {
+    finds_on_arm("deactivate", "150", 8);
+}
+
+#[test]
+fn a_binary_point_that_cannot_be_written_is_found() {
+    finds_on_arm("binary-point", "30", 2);
+}
+
+#[test]
+fn an_sgi_that_does_not_reach_all_its_targets_is_found() {
+    finds_on_arm("sgi-targets", "20", 2);
+}
+
+#[test]
+fn an_enable_that_cannot_be_cleared_is_found() {
+    finds_on_arm("clear-enable", "140", 4);
+}
+
+#[test]
+fn a_line_of_an_spi_that_stays_high_is_found() {
+    finds_on_arm("spi-stays-high", "20", 3);
+}
+
+#[test]
+fn a_clear_that_clears_nothing_is_found() {
+    finds_on_arm("its-clear", "60", 7);
+}
+
+#[test]
+fn a_movi_that_moves_nothing_is_found() {
+    finds_on_arm("its-movi", "190", 8);
+}
+
+#[test]
+fn a_lost_message_of_a_device_is_found() {
+    finds_on_arm("device-message", "60", 6);
+}
+
+#[test]
+fn a_pending_table_that_is_not_written_is_found() {
+    finds_on_arm("pending-tables", "20", 6);
+}
+
 #[test]
 fn a_failure_is_printed_as_a_list_of_steps_with_both_answers() {
     let output = check(&["--seed", "3", "--programs", "12", "--cripple", "trigger-mode"]);
@@ -97,6 +161,8 @@ fn without_qemu_it_says_which_package_has_it_and_nothing_passes() {
     let text = String::from_utf8(output.stdout).unwrap();
     let why = "qemu-that-is-not-there is not installed; Debian's package is qemu-system-x86";
     assert_eq!(text, format!("SKIPPED, NOTHING WAS COMPARED: {why}\n0 passed, 0 failed\n"));
+    let output = command(&["--machine", "virt"]).env("QTEST_QEMU_BINARY", "qemu-that-is-not-there").output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("qemu-system-arm"));
 }
 
 #[test]
@@ -113,7 +179,7 @@ fn short_programs_other_machines_and_bad_shards_are_wrong_usage() {
     for (arguments, named) in [
         (["--calls", "49"], "50"),
         (["--shard", "2/2"], "0/2"),
-        (["--machine", "pc"], "q35"),
+        (["--machine", "pc"], "virt"),
         (["--cripple", "nothing"], "remote-irr"),
     ] {
         let output = check(&arguments);
@@ -129,6 +195,8 @@ fn the_differences_on_purpose_can_be_listed_without_qemu() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().any(|line| line.starts_with("edge-raised-again ")), "{text}");
+    let text = String::from_utf8(check(&["--machine", "virt", "--differences"]).stdout).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("priority-bits ")), "{text}");
 }
 
 /// The only child of a process, when it has one.

@@ -101,7 +101,7 @@ fn a_line_without_end_is_refused() {
 fn wrong_usage_is_one_line_and_status_2() {
     for (arguments, named) in [
         (&["--machine", "q35"][..], "--qtest unix:PATH"),
-        (&["--machine", "virt", "--qtest", "stdio"], "q35 is what there is"),
+        (&["--machine", "microvm", "--qtest", "stdio"], "q35 and virt are what there is"),
         (&["--qtest", "unix:/nowhere/at/all"], "/nowhere/at/all"),
         (&["--qtest", "stdio", "--qmp", "unix:/nowhere/at/all"], "/nowhere/at/all"),
     ] {

@@ -1,5 +1,5 @@
 //! `doorbell check qemu`: the same random programs of register accesses and device actions on QEMU's chips and on
-//! doorbell's, through QEMU's qtest protocol.
+//! doorbell's.
 
 use std::process::ExitCode;
 
@@ -10,8 +10,11 @@ use super::say;
 
 mod process;
 mod q35;
+mod report;
+mod virt;
 
-use q35::Fault;
+/// The exit status of wrong usage.
+const WRONG_USAGE: u8 = 2;
 
 /// Why the check cannot go on: one line.
 type Error = String;
@@ -19,20 +22,28 @@ type Error = String;
 type Missing = programs::Missing<Error>;
 
 const AFTER_HELP: &str = "\
-Each program runs on a machine of QEMU's, whose CPUs never run, and on doorbell's behind the same protocol. After every \
-step what it loaded, the IOAPIC's entries and the latches of its level pins, ISR and IRR of each local APIC, the 8259s, \
-the MSI-X pending bits, and what messages left in RAM must be the same. The first difference is shrunk to the shortest \
-program that shows it.
+Each program runs on a machine of QEMU's and on doorbell's. The first difference is shrunk to the shortest program that \
+shows it.
 
-Where doorbell differs from QEMU on purpose, programs keep clear of it; --differences lists these, and each has a test.
+  --machine q35   QEMU's CPUs never run. After every step what it loaded, the IOAPIC's entries and the latches of its level \
+pins, ISR and IRR of each local APIC, the 8259s, the MSI-X pending bits, and what messages left in RAM must be the same.
+  --machine virt  Two CPUs of QEMU's run a program of the check's own, which does one access after the other: to \
+distributor, redistributors and ITS, to tables in RAM, and to the system registers of their CPU interfaces, beside \
+doorbell's CPU interfaces. After every step what it loaded, what either CPU is offered, running priorities, pending and \
+active bits, the pending tables and how far the ITS is must be the same; at the end, every register.
+
+Where doorbell differs from QEMU on purpose, programs keep clear of it; --differences lists these for each machine, and \
+each has a test.
 
 Exit status: 0 all programs passed; 1 a difference was found; 2 wrong usage; 77 there is no QEMU: nothing was compared.";
 
 /// Which of QEMU's machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum MachineName {
-    /// x86.
+    /// x86: IOAPIC, 8259s, messages, MSI-X, remapping units.
     Q35,
+    /// Arm: GICv3 and ITS.
+    Virt,
 }
 
 /// What `doorbell check qemu` takes.
@@ -54,15 +65,40 @@ pub struct Args {
     #[arg(long)]
     differences: bool,
     /// A fault in doorbell that the check must find
-    #[arg(long, hide = true, value_enum)]
-    cripple: Option<Fault>,
+    #[arg(long, hide = true)]
+    cripple: Option<String>,
+}
+
+/// A fault by its name, or one line with the names that there are.
+fn fault<F: ValueEnum>(name: Option<&str>) -> Result<Option<F>, String> {
+    let Some(name) = name else { return Ok(None) };
+    F::from_str(name, false).map(Some).map_err(|_| {
+        let names = F::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names: Vec<_> = names.map(|name| name.get_name().to_owned()).collect();
+        format!("--cripple `{name}`: {} are what there is", names.join(", "))
+    })
 }
 
 /// Runs the command.
 pub fn main(args: Args) -> ExitCode {
     if args.differences {
-        let lines = q35::DIFFERENCES.map(|(name, what)| format!("{name:<18} {what}\n"));
-        return ExitCode::from(u8::from(say(&lines.concat()).is_err()));
+        let differences = match args.machine {
+            MachineName::Q35 => &q35::DIFFERENCES[..],
+            MachineName::Virt => &virt::DIFFERENCES[..],
+        };
+        let lines: String = differences.iter().map(|(name, what)| format!("{name:<18} {what}\n")).collect();
+        return ExitCode::from(u8::from(say(&lines).is_err()));
     }
-    args.selection.end(q35::check(&args), |report| report.print(&args), |error| error)
+    let cripple = args.cripple.as_deref();
+    let checked = match args.machine {
+        MachineName::Q35 => fault(cripple).map(|fault| q35::check(&args, fault)),
+        MachineName::Virt => fault(cripple).map(|fault| virt::check(&args, fault)),
+    };
+    match checked {
+        Ok(checked) => args.selection.end(checked, |report| report.print(&args), |error| error),
+        Err(wrong) => {
+            eprintln!("doorbell: {wrong}");
+            ExitCode::from(WRONG_USAGE)
+        }
+    }
 }

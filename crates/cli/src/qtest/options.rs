@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The most vCPUs: QEMU's q35 has that many.
-const MOST_CPUS: u32 = 288;
-/// RAM in MiB: what QEMU gives a q35 by default, and the most that lies below its hole.
+use super::virt;
+
+/// RAM in MiB: what QEMU gives by default, and the most that lies below a q35's hole.
 const DEFAULT_MIB: u64 = 128;
 const MOST_MIB: u64 = 2048;
 /// Vectors of an ivshmem device.
@@ -41,24 +41,60 @@ pub enum Model {
     Ivshmem { vectors: u16, server: Option<PathBuf> },
 }
 
+/// Which machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// QEMU's `q35`.
+    #[default]
+    Q35,
+    /// QEMU's `virt`, with a GICv3.
+    Virt {
+        /// Whether it has an ITS.
+        its: bool,
+    },
+}
+
+impl Kind {
+    /// Where its RAM begins.
+    pub fn ram(self) -> u64 {
+        match self {
+            Self::Q35 => 0,
+            Self::Virt { .. } => virt::RAM,
+        }
+    }
+
+    /// How many vCPUs it has at most: as QEMU's q35, and as redistributors have room in virt's first region.
+    fn most_cpus(self) -> u32 {
+        match self {
+            Self::Q35 => 288,
+            Self::Virt { .. } => virt::MOST_CPUS,
+        }
+    }
+}
+
 /// What the machine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// Which machine.
+    pub kind: Kind,
     /// How many vCPUs.
     pub cpus: u32,
-    /// RAM from address 0 on.
+    /// MiB of RAM.
     pub mib: u64,
     /// The remapping unit.
     pub iommu: Option<Iommu>,
     /// The 8259 pair as its data sheet has it, and not as KVM.
     pub strict_pic: bool,
+    /// A program is loaded for vCPU 0.
+    pub loader: bool,
     /// PCI functions.
     pub devices: Vec<Device>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cpus: 1, mib: DEFAULT_MIB, iommu: None, strict_pic: false, devices: Vec::new() }
+        let kind = Kind::default();
+        Self { kind, cpus: 1, mib: DEFAULT_MIB, iommu: None, strict_pic: false, loader: false, devices: Vec::new() }
     }
 }
 
@@ -119,6 +155,7 @@ impl CommandLine {
         let mut sockets = BTreeMap::new();
         let mut monitors = Vec::new();
         let mut devices = Vec::new();
+        let mut cpus = None;
         let mut words = words.iter().map(String::as_str).peekable();
         while let Some(word) = words.next() {
             let Some(option) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
@@ -139,8 +176,8 @@ impl CommandLine {
                 None => "",
             };
             match option {
-                "machine" | "M" => line.machine.strict_pic = machine(value)?,
-                "smp" => line.machine.cpus = cpus(value)?,
+                "machine" | "M" => (line.machine.kind, line.machine.strict_pic) = machine(value)?,
+                "smp" => cpus = Some(value),
                 "m" => line.machine.mib = mib(value)?,
                 "qtest" => line.qtest = Some(channel(word, value)?),
                 "qmp" => line.qmp = Some(channel(word, value)?),
@@ -161,6 +198,9 @@ impl CommandLine {
                 "device" => devices.push(value),
                 _ => {}
             }
+        }
+        if let Some(value) = cpus {
+            line.machine.cpus = smp(value, line.machine.kind.most_cpus())?;
         }
         for monitor in monitors {
             line.qmp = Some(sockets.get(&monitor).cloned().ok_or(format!("-mon: there is no -chardev `{monitor}`"))?);
@@ -185,6 +225,10 @@ impl Options {
             }
             "amd-iommu" => {
                 self.iommu = remapping.then_some(Iommu::Amd);
+                return Ok(());
+            }
+            "loader" => {
+                self.loader |= value.keys.get("cpu-num") == Some(&"0");
                 return Ok(());
             }
             "edu" => Model::Edu,
@@ -216,21 +260,24 @@ impl Options {
     }
 }
 
-/// Whether the 8259 is strict. QEMU's properties do not matter here: the chips are never the kernel's.
-fn machine(value: &str) -> Result<bool, String> {
+/// Which machine, and whether the 8259 is strict. QEMU's other properties do not matter here: the chips are never the
+/// kernel's.
+fn machine(value: &str) -> Result<(Kind, bool), String> {
     let value = Value::of(value);
     let name = value.first_or("type");
-    if name == "q35" || name.starts_with("pc-q35") {
-        return Ok(value.keys.get("8259") == Some(&"strict"));
+    match name {
+        "virt" => match value.keys.get("gic-version") {
+            None | Some(&("3" | "max")) => Ok((Kind::Virt { its: value.keys.get("its") != Some(&"off") }, false)),
+            Some(other) => Err(format!("--machine virt,gic-version={other}: 3 is what there is")),
+        },
+        _ if name == "q35" || name.starts_with("pc-q35") => Ok((Kind::Q35, value.keys.get("8259") == Some(&"strict"))),
+        _ => Err(format!("--machine `{name}`: q35 and virt are what there is")),
     }
-    Err(format!("--machine `{name}`: q35 is what there is"))
 }
 
-fn cpus(value: &str) -> Result<u32, String> {
+fn smp(value: &str, most: u32) -> Result<u32, String> {
     let number = Value::of(value).first_or("cpus").parse().ok();
-    number
-        .filter(|cpus| (1..=MOST_CPUS).contains(cpus))
-        .ok_or(format!("-smp `{value}`: not a number from 1 to {MOST_CPUS}"))
+    number.filter(|cpus| (1..=most).contains(cpus)).ok_or(format!("-smp `{value}`: not a number from 1 to {most}"))
 }
 
 fn mib(value: &str) -> Result<u64, String> {
@@ -281,7 +328,7 @@ mod tests {
         let line = parse("--machine q35 --qtest unix:/tmp/q --qmp=unix:/tmp/m,server=on,wait=off").unwrap();
         assert_eq!(line.qtest, Some(unix("/tmp/q")));
         assert_eq!(line.qmp, Some(Channel::Unix { path: "/tmp/m".into(), server: true }));
-        assert_eq!(line.machine, Options { strict_pic: false, cpus: 1, mib: 128, iommu: None, devices: vec![] });
+        assert_eq!(line.machine, Options::default());
     }
 
     #[test]
@@ -296,8 +343,27 @@ mod tests {
         let edu = Device { devfn: 0x18, model: Model::Edu };
         let ivshmem = Device { devfn: 0x21, model: Model::Ivshmem { vectors: 3, server: Some("/d/p".into()) } };
         let iommu = Some(Iommu::Intel { extended: false, posted: false });
-        assert_eq!(line.machine, Options { cpus: 2, mib: 256, iommu, strict_pic: false, devices: vec![edu, ivshmem] });
+        assert_eq!(
+            line.machine,
+            Options { cpus: 2, mib: 256, iommu, devices: vec![edu, ivshmem], ..Options::default() }
+        );
         assert_eq!((line.qtest, line.qmp), (Some(unix("/d/q")), Some(unix("/d/m"))));
+    }
+
+    #[test]
+    fn the_words_of_the_arm_drivers_are_understood_in_any_order() {
+        let line = parse(
+            "-smp 2 -M virt,gic-version=3,its=on -m 256 -cpu max -device edu,addr=3 -device \
+             loader,file=/f/icc_mailbox.bin,addr=0x47000000,cpu-num=0,force-raw=on",
+        )
+        .unwrap();
+        let edu = Device { devfn: 0x18, model: Model::Edu };
+        let kind = Kind::Virt { its: true };
+        assert_eq!(
+            line.machine,
+            Options { kind, cpus: 2, mib: 256, loader: true, devices: vec![edu], ..Options::default() }
+        );
+        assert_eq!(parse("-M virt,its=off").unwrap().machine.kind, Kind::Virt { its: false });
     }
 
     #[test]
@@ -313,7 +379,9 @@ mod tests {
         for (line, named) in [
             ("stray", "`stray` is no option"),
             ("--machine", "--machine needs a value"),
-            ("--machine virt", "q35 is what there is"),
+            ("--machine microvm", "q35 and virt are what there is"),
+            ("--machine virt,gic-version=2", "3 is what there is"),
+            ("-M virt -smp 124", "1 to 123"),
             ("-smp 0", "1 to 288"),
             ("-smp 289", "1 to 288"),
             ("-m 0", "1 to 2048"),

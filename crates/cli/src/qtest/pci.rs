@@ -1,5 +1,6 @@
 //! PCI functions: configuration space, base address registers, and the way of their messages.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,6 +8,10 @@ use doorbell::guest_ram::{GuestRamExt, RamBlock};
 use doorbell::pci::VectorPool;
 use doorbell::route::{NoPins, RoutePolicy, RouteTable};
 use doorbell::{Delivery, Error, MsiMessage, MsiTarget, Target, VectorPath};
+
+use super::edu::Edu;
+use super::ivshmem::Ivshmem;
+use super::options::{self, Model};
 
 /// Offsets in the header (PCI Local Bus 3.0, section 6.1).
 mod header {
@@ -151,17 +156,51 @@ impl Function {
     }
 }
 
+/// The functions of bus 0.
+pub struct Functions(BTreeMap<u8, Function>);
+
+impl Functions {
+    /// These devices, each with a bus of its own.
+    ///
+    /// # Errors
+    /// One line, where one cannot be made.
+    pub fn new(devices: &[options::Device], bus: impl Fn() -> DeviceBus) -> Result<Self, String> {
+        let function = |device: &options::Device| {
+            let function = match device.model {
+                Model::Edu => Edu::function(device.devfn, bus()),
+                Model::Ivshmem { vectors, .. } => Ivshmem::function(device.devfn, vectors, bus()),
+            };
+            function.map(|function| (device.devfn, function)).map_err(|error| error.to_string())
+        };
+        devices.iter().map(function).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whose BAR answers at `address`, which one, and where in it.
+    pub fn decode(&self, address: u64) -> Option<(u8, usize, u64)> {
+        self.0.iter().find_map(|(devfn, function)| {
+            let (bar, offset) = function.decode(address)?;
+            Some((*devfn, bar, offset))
+        })
+    }
+
+    /// The function at `devfn`.
+    pub fn get_mut(&mut self, devfn: u8) -> Option<&mut Function> {
+        self.0.get_mut(&devfn)
+    }
+}
+
 /// What a function writes to: RAM, or what takes messages. Nothing while it is no bus master.
 pub struct DeviceBus {
     ram: Arc<RamBlock>,
     msi: Arc<dyn MsiTarget>,
+    is_message: fn(u64) -> bool,
     master: Arc<AtomicBool>,
 }
 
 impl DeviceBus {
-    /// The bus as one function sees it.
-    pub fn new(ram: Arc<RamBlock>, msi: Arc<dyn MsiTarget>) -> Self {
-        Self { ram, msi, master: Arc::default() }
+    /// The bus as one function sees it. `is_message` says whether a store to an address is one.
+    pub fn new(ram: Arc<RamBlock>, msi: Arc<dyn MsiTarget>, is_message: fn(u64) -> bool) -> Self {
+        Self { ram, msi, is_message, master: Arc::default() }
     }
 
     /// Whether the function is a bus master, as its command register says.
@@ -181,17 +220,12 @@ impl DeviceBus {
     }
 }
 
-/// Whether a device's store to this address is a message (Intel SDM volume 3, section 11.11.1).
-fn is_message(address: u64) -> bool {
-    address >> 20 == 0xfee
-}
-
 impl MsiTarget for DeviceBus {
     fn send(&self, message: &MsiMessage) -> Result<Delivery, Error> {
         if !self.may() {
             return Ok(Delivery::Ignored);
         }
-        if is_message(message.address) {
+        if (self.is_message)(message.address) {
             return self.msi.send(message);
         }
         let stored = self.ram.write_le(message.address, message.data);
@@ -199,7 +233,7 @@ impl MsiTarget for DeviceBus {
     }
 
     fn prepare(&self, message: &MsiMessage) -> Option<Target> {
-        if is_message(message.address) { self.msi.prepare(message) } else { None }
+        if (self.is_message)(message.address) { self.msi.prepare(message) } else { None }
     }
 
     fn fire(&self, target: Target) -> Delivery {

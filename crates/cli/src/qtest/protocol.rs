@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use super::base64;
-use super::machine::{Chip, Machine};
+use super::machine::Machine;
 
 /// The most bytes that one command moves.
 pub const MOST_BYTES: usize = 1 << 20;
@@ -144,19 +144,19 @@ fn command(machine: &mut Machine, line: &str) -> Answer {
         }
         "irq_intercept_in" | "irq_intercept_out" => {
             let path = words.word("path")?;
-            let chip = Chip::of_path(path).ok_or("Unknown device")?;
+            let inputs = machine.inputs(path).ok_or("Unknown device")?;
             // The chips' outputs are lines of other machines' boards; here nothing leaves by one.
-            if name == "irq_intercept_in" && !machine.watch(chip) {
+            if name == "irq_intercept_in" && !machine.watch(inputs.chip) {
                 return Err("IRQ intercept already enabled".into());
             }
             none
         }
         "set_irq_in" => {
-            let chip = Chip::of_path(words.word("path")?).ok_or("Unknown device")?;
+            let inputs = machine.inputs(words.word("path")?).ok_or("Unknown device")?;
             let _name = words.word("name")?;
             let (pin, level) = (words.number("number")?, words.number("level")?);
-            let pin = u16::try_from(pin).ok().filter(|pin| *pin < chip.pins());
-            machine.set_line(chip, pin.ok_or("No such line")?, level != 0);
+            let pin = u16::try_from(pin).ok().filter(|pin| *pin < inputs.pins);
+            machine.set_line(inputs.chip, pin.ok_or("No such line")?, level != 0);
             none
         }
         "clock_step" => {

@@ -77,18 +77,7 @@ impl Process {
         let stderr = folder.path("stderr");
         let errors = std::fs::File::create(&stderr).map_err(|error| format!("{}: {error}", stderr.display()))?;
         let mut command = Command::new(&program);
-        command.args([
-            "-accel",
-            "tcg",
-            "-S",
-            "-display",
-            "none",
-            "-nodefaults",
-            "-serial",
-            "none",
-            "-qtest-log",
-            "none",
-        ]);
+        command.args(["-S", "-display", "none", "-nodefaults", "-serial", "none", "-qtest-log", "none"]);
         command.args(["-qtest", &format!("unix:{}", qtest_path.display())]);
         command.args(["-chardev", &format!("socket,id=qmp,path={}", qmp_path.display())]);
         command.args(["-mon", "chardev=qmp,mode=control"]);

@@ -3,6 +3,8 @@
 use super::super::failure::Failure;
 use super::super::programs::Selection;
 use super::super::shrink;
+use super::super::tally::Tally;
+use super::report::Report;
 use super::{Args, Error, Missing};
 use crate::run::stop;
 
@@ -13,7 +15,6 @@ mod cripple;
 mod differences;
 mod ivshmem;
 mod program;
-mod report;
 mod state;
 mod step;
 #[cfg(test)]
@@ -22,9 +23,9 @@ mod wire;
 
 use child::Qemu;
 use compare::Pair;
+use coverage::{Coverage, ROWS};
 pub use cripple::Fault;
 pub use differences::DIFFERENCES;
-use report::Report;
 use wire::{CPUS, Doorbell, VECTORS};
 
 /// Which remapping unit a machine has.
@@ -41,7 +42,7 @@ fn options(unit: Unit) -> Vec<String> {
         Unit::Amd => "amd-iommu",
     };
     let words = format!(
-        "-M q35,kernel-irqchip=off,hpet=off,pit=off -cpu qemu64 -smp {CPUS} -m 64 -device {unit},intremap=on -device \
+        "-accel tcg -M q35,kernel-irqchip=off,hpet=off,pit=off -cpu qemu64 -smp {CPUS} -m 64 -device {unit},intremap=on -device \
          edu,addr=3 -device ivshmem-doorbell,vectors={VECTORS},chardev=peer,addr=4"
     );
     words.split(' ').map(str::to_owned).collect()
@@ -82,24 +83,23 @@ impl Pairs {
 ///
 /// # Errors
 /// Where there is no QEMU, or a machine is gone.
-pub fn check(args: &Args) -> Result<Report, Missing> {
+pub fn check(args: &Args, fault: Option<Fault>) -> Result<Report, Missing> {
     stop::listen();
     let mut pairs = Pairs::default();
     // At once, so that a missing QEMU is noticed.
-    pairs.of(Unit::Vtd, args.cripple)?;
-    let mut report = Report::default();
-    let Report { tally, coverage } = &mut report;
-    args.selection.run(args.programs, tally, |number| {
+    pairs.of(Unit::Vtd, fault)?;
+    let (mut tally, mut coverage) = (Tally::default(), Coverage::default());
+    args.selection.run(args.programs, &mut tally, |number| {
         let program = program::generate(args.selection.seed, number, args.calls as usize);
-        let pair = pairs.of(program.unit, args.cripple)?;
+        let pair = pairs.of(program.unit, fault)?;
         coverage.begin();
         let named = |error: Error| format!("program {number} of seed {}: {error}", args.selection.seed);
-        match pair.run(&program.steps, Some(coverage)).map_err(named)? {
+        match pair.run(&program.steps, Some(&mut coverage)).map_err(named)? {
             None => Ok::<_, Missing>(None),
             Some(found) => Ok(Some(failure(pair, args, &program, found)?)),
         }
     })?;
-    Ok(report)
+    Ok(Report { tally, steps: coverage.steps, reached: coverage.rows, rows: &ROWS })
 }
 
 fn failure(

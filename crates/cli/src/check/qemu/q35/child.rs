@@ -8,7 +8,7 @@ use super::super::process::{Process, Program};
 use super::super::{Error, Missing};
 use super::ivshmem::Server;
 use super::wire::{VECTORS, Wire};
-use crate::qtest::machine::Chip;
+use crate::qtest::q35::Chip;
 
 /// The program.
 const PROGRAM: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };

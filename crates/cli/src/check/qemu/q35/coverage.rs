@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::state::State;
 use super::step::{Amd, Field, Source, Step, Vtd};
-use crate::qtest::machine::Chip;
+use crate::qtest::q35::Chip;
 
 /// The rows that programs can reach, with what reaching them means.
 pub const ROWS: [(&str, &str); 31] = [

@@ -3,7 +3,7 @@
 
 use super::state::State;
 use super::step::{Amd, Field, QUEUE_PLACES, Step, Vtd};
-use crate::qtest::machine::Chip;
+use crate::qtest::q35::Chip;
 
 /// The names, with what the difference is.
 pub const DIFFERENCES: [(&str, &str); 31] = [

@@ -4,7 +4,7 @@ use super::super::super::random::Random;
 use super::Unit;
 use super::step::{Amd, Field, MAILBOXES, Source as Sender, Step, Vtd};
 use super::wire::VECTORS;
-use crate::qtest::machine::Chip;
+use crate::qtest::q35::Chip;
 
 const EDGE_VECTORS: [u8; 10] = [0, 1, 5, 15, 16, 31, 32, 0x80, 254, 255];
 const PIC_PORTS: [u16; 6] = [0x20, 0xa0, 0x21, 0xa1, 0x4d0, 0x4d1];

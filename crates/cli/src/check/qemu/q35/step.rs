@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::wire::{EDU, IVSHMEM};
-use crate::qtest::machine::Chip;
+use crate::qtest::q35::Chip;
 
 /// Where the prelude puts the BARs.
 pub const EDU_BAR: u64 = 0xe000_0000;

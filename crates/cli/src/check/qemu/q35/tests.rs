@@ -6,7 +6,7 @@ use super::state::{State, prelude};
 use super::step::{Amd, EDU_BAR, Field, MAILBOXES, Source, Step, Vtd};
 use super::wire::{Doorbell, Wire};
 use super::{Unit, compare, differences, options};
-use crate::qtest::machine::Chip;
+use crate::qtest::q35::Chip;
 
 /// QEMU, or `None` with a loud line.
 fn qemu(unit: Unit) -> Option<Qemu> {

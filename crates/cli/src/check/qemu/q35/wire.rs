@@ -1,7 +1,8 @@
 //! Two machines behind the same protocol: QEMU's chips and doorbell's.
 
-use crate::qtest::machine::{Chip, Machine};
+use crate::qtest::machine::Machine;
 use crate::qtest::options::CommandLine;
+use crate::qtest::q35::Chip;
 use crate::qtest::{monitor, protocol};
 
 use super::super::Error;
