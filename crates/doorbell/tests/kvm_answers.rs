@@ -2,6 +2,7 @@
 //!
 //! `tests/data/kvm_answers.txt` was recorded on Linux 6.18, x86, by another program; `sequence.rs` asks the same
 //! questions through [`doorbell::kvm_abi::KvmCalls`].
+#![cfg(feature = "x86")]
 
 #[path = "kvm_answers/sequence.rs"]
 mod sequence;

@@ -2,6 +2,7 @@
 //!
 //! `tests/data/kvm_arm_answers.txt` was recorded on Linux 6.1, arm64, by another program; `sequence.rs` asks the same
 //! questions through [`doorbell::kvm_abi::ArmCalls`].
+#![cfg(feature = "arm")]
 
 #[path = "kvm_arm_answers/machine.rs"]
 mod machine;
