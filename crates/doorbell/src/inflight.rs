@@ -28,7 +28,9 @@
 //! The models are in `inflight/models.rs`, the storm in `tests/inflight_storm.rs`; both are run against crippled versions of
 //! the protocol too, and must fail there.
 
-use crate::sync::{AtomicU32, AtomicU64, Backoff, Ordering, heavy_barrier, light_barrier, register_heavy_barrier};
+use crate::sync::{
+    AtomicU32, AtomicU64, Backoff, Ordering, crippled, heavy_barrier, light_barrier, register_heavy_barrier,
+};
 
 #[cfg(test)]
 mod cripple;
@@ -122,17 +124,6 @@ pub struct Latch {
     /// What is left out of the protocol, to see that the tests notice.
     #[cfg(test)]
     cripple: cripple::Cripple,
-}
-
-/// Whether a part of the protocol is left out; never, outside of tests.
-macro_rules! crippled {
-    ($latch:expr, $what:ident) => {{
-        #[cfg(test)]
-        let crippled = $latch.cripple == cripple::Cripple::$what;
-        #[cfg(not(test))]
-        let crippled = false;
-        crippled
-    }};
 }
 
 /// Being inside as a firer; leaves on drop, so that a delivery that panics does not leave the latch taken.

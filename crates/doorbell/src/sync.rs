@@ -130,8 +130,11 @@ impl Backoff {
 }
 
 /// The lock of configuration paths that a model walks through: `parking_lot` in a build, `loom` under `cfg(loom)`.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, test)))]
 pub(crate) use parking_lot::Mutex;
+
+#[cfg(all(test, not(loom)))]
+pub(crate) use counted::Mutex;
 
 /// See above.
 #[cfg(loom)]
@@ -145,5 +148,64 @@ impl<T> Mutex<T> {
 
     pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
         self.0.lock().unwrap()
+    }
+}
+
+/// Whether a part of a protocol is left out, to see that its tests notice; never, outside of tests. The module that asks has
+/// its `cripple::Cripple` in scope, and who is asked has it in a field.
+macro_rules! crippled {
+    ($who:expr, $what:ident) => {{
+        #[cfg(test)]
+        let crippled = $who.cripple == cripple::Cripple::$what;
+        #[cfg(not(test))]
+        let crippled = false;
+        crippled
+    }};
+}
+pub(crate) use crippled;
+
+/// A load that an exchange by the same thread follows. A model reads by an exchange, too: loom remembers only the last access
+/// to each place, so that such a load would hide from it that another thread has read before.
+#[cfg(feature = "arm")]
+macro_rules! load_to_change {
+    ($atomic:expr, $ordering:expr) => {{
+        #[cfg(not(loom))]
+        let value = $atomic.load($ordering);
+        #[cfg(loom)]
+        let value = $atomic.fetch_or(0, $ordering);
+        value
+    }};
+}
+#[cfg(feature = "arm")]
+pub(crate) use load_to_change;
+
+/// The lock as unit tests have it, which counts what each thread takes.
+#[cfg(all(test, not(loom)))]
+pub(crate) mod counted {
+    use std::cell::Cell;
+
+    thread_local! {
+        static TAKEN: Cell<u64> = const { Cell::new(0) };
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(parking_lot::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> parking_lot::MutexGuard<'_, T> {
+            TAKEN.set(TAKEN.get() + 1);
+            self.0.lock()
+        }
+    }
+
+    /// How many locks this thread takes in `work`.
+    pub(crate) fn locks_taken(work: impl FnOnce()) -> u64 {
+        let before = TAKEN.get();
+        work();
+        TAKEN.get() - before
     }
 }

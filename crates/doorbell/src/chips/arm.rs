@@ -26,6 +26,8 @@
 pub mod affinity;
 mod bank;
 pub mod cpu_interface;
+#[cfg(test)]
+mod cripple;
 pub mod distributor;
 pub mod gic;
 pub mod gicv2m;
@@ -34,6 +36,8 @@ mod irq;
 pub mod its;
 pub mod line;
 mod lpi;
+#[cfg(all(test, loom))]
+mod models;
 pub mod msi_frames;
 pub mod options;
 mod participation;

@@ -13,6 +13,8 @@
 //!   group, or none is active, the write does nothing;
 //! * the registers of active priorities that 5 bits do not need are read as zero.
 
+#[cfg(all(test, not(loom)))]
+mod machine;
 pub mod registers;
 mod state;
 #[cfg(all(test, not(loom)))]

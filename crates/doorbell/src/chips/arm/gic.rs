@@ -13,8 +13,11 @@ use super::{
 use crate::{
     Error, Kick, VcpuId,
     guest_ram::GuestRam,
-    sync::{AtomicU32, AtomicU64, Mutex, Ordering},
+    sync::{AtomicU32, AtomicU64, Mutex, Ordering, crippled},
 };
+
+#[cfg(test)]
+use super::cripple;
 
 /// A GICv3 with one Security state: distributor, redistributors, and the shared halves of the CPU interfaces.
 ///
@@ -38,13 +41,20 @@ pub struct Gic {
     pub(super) lpis: Lpis,
     /// The affinities, sorted, with the index of the vCPU of each.
     names: Box<[(Affinity, u16)]>,
+    /// What is left out of the protocol, to see that the tests notice.
+    #[cfg(test)]
+    pub(super) cripple: cripple::Cripple,
 }
+
+/// How many interrupts of one kind there are: a model has no more than it looks at.
+const SPIS_KEPT: usize = if cfg!(loom) { 2 } else { SPIS as usize };
+const PRIVATE_KEPT: usize = if cfg!(loom) { 2 } else { PRIVATE as usize };
 
 /// One vCPU as the others see it.
 pub(super) struct Cpu {
     pub affinity: Affinity,
     /// SGIs and PPIs.
-    pub private: [Irq; PRIVATE as usize],
+    pub private: [Irq; PRIVATE_KEPT],
     pub queue: Queue,
     /// An [`Enables`](super::participation::Enables).
     pub enables: AtomicU32,
@@ -64,7 +74,7 @@ pub(super) struct View<'a> {
 impl Irqs for View<'_> {
     #[inline]
     fn irq(&self, intid: u32) -> Option<&Irq> {
-        if intid < PRIVATE { Some(&self.cpu.private[intid as usize]) } else { self.gic.shared(intid) }
+        if intid < PRIVATE { self.cpu.private.get(intid as usize) } else { self.gic.shared(intid) }
     }
 }
 
@@ -83,7 +93,7 @@ impl Gic {
         options.check()?;
         let mut names: Box<[_]> = options.affinities.iter().copied().zip(0u16..).collect();
         names.sort_unstable();
-        let spis = usize::from(options.intids.saturating_sub(FIRST_SPI as u16).min(SPIS));
+        let spis = usize::from(options.intids.saturating_sub(FIRST_SPI as u16)).min(SPIS_KEPT);
         let cpus = options.affinities.iter().copied().zip(0u16..).map(|(name, index)| Cpu::new(name, index)).collect();
         let gic = Self {
             kick,
@@ -97,6 +107,8 @@ impl Gic {
             lpis: Lpis::new(&options),
             names,
             options,
+            #[cfg(test)]
+            cripple: cripple::Cripple::Nothing,
         };
         gic.set_last_of_region(VcpuId(gic.vcpus() - 1), true);
         gic.reset();
@@ -131,11 +143,7 @@ impl Gic {
     /// An interrupt as the vCPU with this index numbers it.
     #[inline]
     pub(super) fn irq(&self, cpu: u16, intid: u32) -> Option<&Irq> {
-        if intid < PRIVATE {
-            self.cpus.get(usize::from(cpu)).map(|cpu| &cpu.private[intid as usize])
-        } else {
-            self.shared(intid)
-        }
+        if intid < PRIVATE { self.cpus.get(usize::from(cpu))?.private.get(intid as usize) } else { self.shared(intid) }
     }
 
     /// Whether there is an interrupt with this number, for some vCPU.
@@ -150,10 +158,16 @@ impl Gic {
     /// `change` is called again if somebody else was faster. It leaves `queued` and `holder` alone.
     #[inline]
     pub(super) fn update(&self, irq: &Irq, intid: u32, change: impl Fn(IrqState) -> IrqState) -> (IrqState, IrqState) {
-        let mut was = irq.state();
+        let mut was = irq.state_to_change();
         loop {
             let mut next = change(was);
-            let push = next.wanted() && !next.queued() && !next.any();
+            if crippled!(self, SkipsWhatIsPending) && next == was {
+                return (was, next);
+            }
+            if crippled!(self, ChoosesTooEarly) && !next.queued() {
+                next = self.with_choice(next);
+            }
+            let push = next.wanted() && !next.queued() && (!next.any() || crippled!(self, ChoosesTooEarly));
             if push {
                 next = next.with_queued(true).with_holder(next.target());
             }
@@ -161,12 +175,10 @@ impl Gic {
                 Ok(()) => {
                     if push {
                         self.push(irq, intid, next.target());
-                    } else if was.is_displaced_by(next) {
+                    } else if was.is_displaced_by(next) && !crippled!(self, NoRequeue) {
                         self.requeue(irq, intid, next.holder());
-                    } else if next.any() {
+                    } else if next.any() && !crippled!(self, ChoosesTooEarly) {
                         self.place(irq, intid);
-                    } else if next.wanted() && !was.wanted() {
-                        self.wake(next.holder());
                     }
                     return (was, next);
                 }
@@ -179,11 +191,18 @@ impl Gic {
     #[inline]
     fn push(&self, irq: &Irq, intid: u32, mut holder: u16) {
         while let Some(cpu) = self.cpus.get(usize::from(holder)) {
+            if crippled!(self, WakesTooEarly) {
+                self.wake(holder);
+            }
             cpu.queue.push(intid, irq);
             // Who moved it while it was on the way did not find it.
             let now = irq.state();
-            let astray = now.wanted() && (!now.queued() || now.is_misplaced() || self.is_refused(now));
-            self.wake(holder);
+            let astray = !crippled!(self, NoLookAfterPush)
+                && now.wanted()
+                && (!now.queued() || now.is_misplaced() || self.is_refused(now));
+            if !crippled!(self, WakesTooEarly) {
+                self.wake(holder);
+            }
             if !astray {
                 return;
             }
@@ -220,7 +239,7 @@ impl Gic {
 
     /// Marks an interrupt as queued, if it is wanted and is not: the caller must push it.
     fn claim(&self, irq: &Irq) -> Option<u16> {
-        let mut was = irq.state();
+        let mut was = irq.state_to_change();
         loop {
             if was.queued() {
                 return None;

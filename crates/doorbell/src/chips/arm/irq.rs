@@ -3,7 +3,7 @@
 //! The state machine is that of Arm IHI 0069, "Interrupt handling and prioritization", "Interrupt handling state machine".
 
 use super::{GicOptions, intid, queue::DETACHED};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, load_to_change};
 
 /// No vCPU: the target of an interrupt that is routed to none.
 pub(super) const NOBODY: u16 = 0xffff;
@@ -129,6 +129,13 @@ impl Irq {
     pub fn state(&self) -> IrqState {
         // SeqCst: see `queue.rs`.
         IrqState::from_bits(self.state.load(Ordering::SeqCst))
+    }
+
+    /// The same, for who will change it.
+    #[inline]
+    pub fn state_to_change(&self) -> IrqState {
+        // SeqCst: see `queue.rs`.
+        IrqState::from_bits(load_to_change!(self.state, Ordering::SeqCst))
     }
 
     /// Changes `now` to `next`, or says what it is instead.

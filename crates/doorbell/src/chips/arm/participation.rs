@@ -14,7 +14,10 @@ use super::{
     intid::FIRST_SPI,
     irq::{Irq, IrqState, NOBODY},
 };
-use crate::sync::{Ordering, seqcst_boundary};
+use crate::sync::{Ordering, crippled, load_to_change, seqcst_boundary};
+
+#[cfg(test)]
+use super::cripple;
 
 /// What a vCPU is ready to take.
 #[bitfield(u32)]
@@ -50,7 +53,8 @@ impl Gic {
     /// Changes what a vCPU is ready to take. What waits for it is seen when it looks next; it is woken for that.
     pub(super) fn set_enables(&self, index: u16, change: impl Fn(Enables) -> Enables) {
         let Some(cpu) = self.cpus.get(usize::from(index)) else { return };
-        let mut was = cpu.enables();
+        // Relaxed: the exchange decides.
+        let mut was = Enables::from_bits(load_to_change!(cpu.enables, Ordering::Relaxed));
         loop {
             let next = change(was);
             // SeqCst: see above.
@@ -63,6 +67,9 @@ impl Gic {
         }
         seqcst_boundary();
         self.wake(index);
+        if crippled!(self, KeepsWhatItRefuses) {
+            return;
+        }
         for (intid, irq) in (FIRST_SPI..).zip(&self.spis) {
             if irq.state().any() {
                 self.place(irq, intid);
@@ -79,8 +86,6 @@ impl Gic {
             self.enqueue(irq, intid);
         } else if now.is_misplaced() || self.is_refused(now) {
             self.requeue(irq, intid, now.holder());
-        } else {
-            self.wake(now.holder());
         }
     }
 

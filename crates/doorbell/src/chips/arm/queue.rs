@@ -16,8 +16,10 @@
 //! * whoever moves a queued interrupt elsewhere changes its word first and then looks for it in the queue; who pushes it
 //!   looks at its word again after the push. One of the two sees the other and puts it right ([`Gic::requeue`]), because
 //!   these accesses are sequentially consistent;
-//! * whoever makes an interrupt wanted and then finds its vCPU armed takes the arming away and wakes it; a vCPU arms first and
-//!   then looks at its queue. One of the two sees the other, in the same way.
+//! * whoever pushes an interrupt and then finds the vCPU armed takes the arming away and wakes it; a vCPU arms first and then
+//!   looks at its queue. One of the two sees the other, in the same way. What is in the queue already and becomes wanted
+//!   again wakes nobody: a vCPU that looked and found nothing has thrown out what was not wanted, but for the lanes that are
+//!   closed and what is behind an interrupt that it does not take now; opening those wakes it, or is its own doing.
 //!
 //! Inside a level SGIs, PPIs and SPIs are taken by INTID, lowest first (C20); LPIs in the order in which they came, after
 //! the others.
@@ -28,7 +30,10 @@ use super::{
     intid::FIRST_LPI,
     irq::{Irq, IrqState, LEVELS},
 };
-use crate::sync::{AtomicU32, Mutex, Ordering, seqcst_boundary};
+use crate::sync::{AtomicU32, Mutex, Ordering, crippled, load_to_change, seqcst_boundary};
+
+#[cfg(test)]
+use super::cripple;
 
 /// In [`Irq::prev`]: it is in no list.
 pub(super) const DETACHED: u32 = u32::MAX;
@@ -89,6 +94,9 @@ pub(super) struct Queue {
     armed: AtomicU32,
     /// Lock order: after everything else of the GIC; no two queues are held at once, and nothing is called.
     filed: Mutex<Filed>,
+    /// What is left out of the protocol, to see that the tests notice.
+    #[cfg(test)]
+    pub cripple: cripple::Cripple,
 }
 
 /// The lists, for who holds the lock.
@@ -185,13 +193,20 @@ impl Filed {
 
 impl Queue {
     pub fn new(owner: u16) -> Self {
-        Self { owner, inbox: AtomicU32::new(END), armed: AtomicU32::new(0), filed: Mutex::new(Filed::new()) }
+        Self {
+            owner,
+            inbox: AtomicU32::new(END),
+            armed: AtomicU32::new(0),
+            filed: Mutex::new(Filed::new()),
+            #[cfg(test)]
+            cripple: cripple::Cripple::Nothing,
+        }
     }
 
     /// Puts an interrupt in, by who has just set its `queued`.
     #[inline]
     pub fn push(&self, intid: u32, irq: &Irq) {
-        let mut head = self.inbox.load(Ordering::Relaxed);
+        let mut head = load_to_change!(self.inbox, Ordering::Relaxed);
         loop {
             // Relaxed: published by the exchange.
             irq.next.store(head, Ordering::Relaxed);
@@ -245,7 +260,13 @@ impl Queue {
         accept: impl Fn(&Candidate) -> bool,
     ) -> Option<Candidate> {
         let mut filed = self.filed.lock();
-        self.file_inbox(&mut filed, irqs);
+        if filed.occupied == [0; 3] {
+            if let Some(candidate) = self.take_alone(&mut filed, irqs, &open, &accept) {
+                return Some(candidate);
+            }
+        } else {
+            self.file_inbox(&mut filed, irqs);
+        }
         loop {
             let candidate = self.best(&mut filed, irqs, &open)?;
             if !accept(&candidate) {
@@ -254,12 +275,47 @@ impl Queue {
             let irq = irqs.irq(candidate.intid)?;
             // Unlinked first: when `queued` is gone others may push it.
             filed.unlink(irqs, irq);
-            let next = candidate.state.taken(candidate.intid).with_queued(false);
-            if irq.exchange(candidate.state, next).is_ok() {
+            if self.acknowledge(irq, &candidate) {
                 return Some(candidate);
             }
             self.settle(&mut filed, irqs, candidate.intid, irq);
         }
+    }
+
+    /// Takes the only interrupt there is, straight from the inbox; files what is there if that cannot be done. Nothing is
+    /// filed so far.
+    #[inline]
+    fn take_alone(
+        &self,
+        filed: &mut Filed,
+        irqs: &impl Irqs,
+        open: &impl Fn(Lane) -> bool,
+        accept: &impl Fn(&Candidate) -> bool,
+    ) -> Option<Candidate> {
+        let intid = self.empty_inbox();
+        let irq = irqs.irq(intid)?;
+        // Relaxed: as in `file`.
+        if irq.next.load(Ordering::Relaxed) == END {
+            let state = irq.state();
+            let candidate = Candidate { intid, lane: Lane::of(intid, state), state };
+            let is_for_us = state.wanted() && state.target() == self.owner && open(candidate.lane);
+            if is_for_us && accept(&candidate) && self.acknowledge(irq, &candidate) {
+                return Some(candidate);
+            }
+        }
+        self.file(filed, irqs, intid);
+        None
+    }
+
+    /// Takes an interrupt that is in no list; false if it has changed since it was looked at.
+    #[inline]
+    fn acknowledge(&self, irq: &Irq, candidate: &Candidate) -> bool {
+        let next = candidate.state.taken(candidate.intid).with_queued(false);
+        if crippled!(self, TakesBlindly) {
+            while irq.exchange(irq.state(), next).is_err() {}
+            return true;
+        }
+        irq.exchange(candidate.state, next).is_ok()
     }
 
     /// Takes an interrupt out, whatever its state, if it is here.
@@ -267,14 +323,23 @@ impl Queue {
         seqcst_boundary();
         let mut filed = self.filed.lock();
         self.file_inbox(&mut filed, irqs);
-        let mut state = irq.state();
+        let mut state = irq.state_to_change();
         // Somebody else may have moved it since, into a queue whose lock this is not. While it is queued here, only who
         // holds this lock can change that.
         if state.queued() && state.holder() == self.owner && filed.unlink(irqs, irq) {
+            if crippled!(self, UnqueuesWithoutLock) {
+                drop(filed);
+            }
             while let Err(found) = irq.exchange(state, state.with_queued(false)) {
                 state = found;
             }
         }
+    }
+
+    /// Holds the lock, as a vCPU does that takes an interrupt.
+    #[cfg(all(test, not(loom)))]
+    pub fn hold(&self) -> impl Sized + '_ {
+        self.filed.lock()
     }
 
     /// Whether anything is here at all, wanted or not.
@@ -283,17 +348,26 @@ impl Queue {
         self.inbox.load(Ordering::SeqCst) == END && self.filed.lock().occupied == [0; 3]
     }
 
-    /// Empties the inbox into the lists, the oldest first.
+    /// Empties the inbox, and returns the newest of what was there, or [`END`].
+    #[inline]
+    fn empty_inbox(&self) -> u32 {
+        // SeqCst: acquires the links, and see the invariants.
+        if self.inbox.load(Ordering::SeqCst) == END { END } else { self.inbox.swap(END, Ordering::SeqCst) }
+    }
+
+    /// Empties the inbox into the lists.
     #[inline]
     fn file_inbox(&self, filed: &mut Filed, irqs: &impl Irqs) {
-        // SeqCst: acquires the links, and see the invariants.
-        if self.inbox.load(Ordering::SeqCst) == END {
-            return;
-        }
-        let mut newest = self.inbox.swap(END, Ordering::SeqCst);
+        self.file(filed, irqs, self.empty_inbox());
+    }
+
+    /// Files what was in the inbox, the oldest first.
+    #[inline]
+    fn file(&self, filed: &mut Filed, irqs: &impl Irqs, mut newest: u32) {
         let mut oldest = END;
         while newest != END {
             let Some(irq) = irqs.irq(newest) else { break };
+            // Relaxed: acquired with the inbox.
             let older = irq.next.load(Ordering::Relaxed);
             irq.next.store(oldest, Ordering::Relaxed);
             oldest = newest;
@@ -348,6 +422,10 @@ impl Queue {
         loop {
             if state.wanted() && state.target() == self.owner {
                 return filed.insert(irqs, intid, irq, state);
+            }
+            if crippled!(self, ThrowsOutBlindly) {
+                while irq.exchange(irq.state(), state.with_queued(false)).is_err() {}
+                return;
             }
             match irq.exchange(state, state.with_queued(false)) {
                 Ok(()) => return,

@@ -2,8 +2,10 @@
 //! the public specification says.
 
 mod kicks;
+mod locks;
 mod one_of_n;
 mod registers;
-mod rig;
+pub(super) mod rig;
 mod sgis;
 mod states;
+mod storm;

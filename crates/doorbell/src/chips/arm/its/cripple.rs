@@ -21,7 +21,9 @@ pub(super) enum Cripple {
 impl Translation {
     /// A translation whose protocol lacks a part.
     pub fn crippled(blocks: usize, cripple: Cripple) -> Self {
-        Self { cripple, ..Self::new(blocks) }
+        let mut translation = Self::new(blocks);
+        translation.cripple = cripple;
+        translation
     }
 }
 

@@ -6,8 +6,10 @@ use parking_lot::Mutex;
 
 use crate::{
     VcpuId,
-    chips::arm::{Behaviour, CpuInterface, Ended, Gic, GicOptions, Group, IccRegister, irq::IrqState},
-    guest_ram::RamBlock,
+    chips::arm::{
+        Behaviour, CpuInterface, Ended, Gic, GicOptions, Group, IccRegister, irq::IrqState, lpi::LpiRegister,
+    },
+    guest_ram::{GuestRam, RamBlock},
 };
 
 /// A Group 1 edge at priority 0xa0 for vCPU 0, after [`Rig::new`]: SPIs A to C.
@@ -19,6 +21,7 @@ pub struct Rig {
     pub gic: Arc<Gic>,
     pub cpus: Vec<CpuInterface>,
     pub kicks: Arc<Mutex<Vec<u32>>>,
+    pub ram: Arc<RamBlock>,
 }
 
 impl Rig {
@@ -33,13 +36,34 @@ impl Rig {
         Self::with(options)
     }
 
+    /// With an ITS, and LPIs on.
+    pub fn with_lpis(vcpus: u32) -> Self {
+        let rig = Self::new(vcpus);
+        rig.gic.attach_its();
+        for cpu in 0..vcpus as u16 {
+            let tables = [
+                (LpiRegister::Properties, Self::PROPERTIES | 15),
+                (LpiRegister::Pending, 0x4_0000 + u64::from(cpu) * 0x1_0000),
+                (LpiRegister::Control, 1),
+            ];
+            for (register, value) in tables {
+                rig.gic.write_lpi_register(cpu, register, u64::MAX, value);
+            }
+        }
+        rig
+    }
+
+    /// Where the configuration table of LPIs is.
+    pub const PROPERTIES: u64 = 0x1_0000;
+
     pub fn with(options: GicOptions) -> Self {
         let kicks = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&kicks);
         let kick = move |vcpu: VcpuId| told.lock().push(vcpu.0);
-        let gic = Gic::new(options, Arc::new(RamBlock::new(0, 0x1000)), Arc::new(kick)).unwrap();
+        let ram = Arc::new(RamBlock::new(0, 0x10_0000));
+        let gic = Gic::new(options, Arc::clone(&ram) as Arc<dyn GuestRam>, Arc::new(kick)).unwrap();
         let cpus = (0..gic.vcpus()).map(|vcpu| gic.cpu_interface(VcpuId(vcpu)).unwrap()).collect();
-        let mut rig = Self { gic, cpus, kicks };
+        let mut rig = Self { gic, cpus, kicks, ram };
         rig.set_groups(3);
         for index in 0..rig.cpus.len() {
             rig.set_awake(index, true);
