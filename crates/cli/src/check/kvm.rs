@@ -12,6 +12,7 @@ use super::programs::{FEWEST_CALLS, Missing, Selection};
 use super::shrink;
 use crate::run::stop;
 
+mod arm;
 mod call;
 mod compare;
 mod coverage;
@@ -59,17 +60,30 @@ With a guest, also:
   CR8 and TPR        a store to CR8 that changes only the low half of TPR is not seen by user space
   shared vectors     edge pins, level pins and level messages have vectors of their own
   8259 and others    a pin is level, or the pair ends by itself, not both; no handler lets the pair in
-  edge ends, split   the kernel reports ends of level interrupts only, so there pins are level, and keep their vectors
+  edge ends, split   the kernel reports ends of level interrupts only, so there pins are level, and keep their vectors";
 
-Exit status: 0 all programs passed; 1 a difference was found; 2 wrong usage; 77 there is no /dev/kvm: nothing was \
-compared.";
+const EXIT_STATUS: &str = "\
+Exit status: 0 all programs passed; 1 a difference was found; 2 wrong usage; 77 there is no /dev/kvm, or a package is \
+missing: nothing was compared.";
+
+/// Whose KVM doorbell is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Arch {
+    /// That of this machine, by /dev/kvm
+    X86,
+    /// That of a kernel for Arm, which QEMU boots
+    Arm,
+}
 
 /// What `doorbell check kvm` takes.
 #[derive(Debug, Parser)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = format!("{AFTER_HELP}\n\n{}\n\n{EXIT_STATUS}", arm::HELP))]
 pub struct Args {
     #[command(flatten)]
     selection: Selection,
+    /// Whose KVM
+    #[arg(long, value_enum, default_value = "x86")]
+    arch: Arch,
     /// How many programs
     #[arg(long, default_value_t = 500)]
     programs: u64,
@@ -82,6 +96,9 @@ pub struct Args {
     /// A fault in doorbell that the check must find
     #[arg(long, hide = true, value_enum)]
     cripple: Option<Fault>,
+    /// The same with --arch arm
+    #[arg(long, hide = true, value_enum)]
+    cripple_arm: Option<arm::Fault>,
     /// Compare the kernel with itself: whether the check itself is deterministic
     #[arg(long, hide = true)]
     itself: bool,
@@ -89,6 +106,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn main(args: Args) -> ExitCode {
+    if args.arch == Arch::Arm {
+        return arm::main(&args);
+    }
     let say = |errno| compare::errno_name(errno).to_owned();
     let checked = Kvm::open()
         .map_err(|errno| Missing::Oracle(format!("/dev/kvm cannot be used: {}", say(errno))))

@@ -56,6 +56,15 @@ fn shard(text: &str) -> Result<(u64, u64), String> {
 }
 
 impl Selection {
+    /// The numbers of the chosen ones of `programs`, in order.
+    pub fn numbers(&self, programs: u64) -> Vec<u64> {
+        let (first, step) = self.shard;
+        match self.only {
+            Some(number) => vec![number],
+            None => (first..programs).step_by(step as usize).collect(),
+        }
+    }
+
     /// Runs the chosen ones of `programs`, each by its number, until one cannot be run, somebody presses Ctrl-C, or enough
     /// have failed.
     ///
@@ -67,11 +76,7 @@ impl Selection {
         tally: &mut Tally,
         mut run: impl FnMut(u64) -> Result<Option<Failure>, E>,
     ) -> Result<(), E> {
-        let (first, step) = self.shard;
-        let numbers: Vec<u64> = match self.only {
-            Some(number) => vec![number],
-            None => (first..programs).step_by(step as usize).collect(),
-        };
+        let numbers = self.numbers(programs);
         let bar = progress(numbers.len() as u64);
         let start = Instant::now();
         tally.asked = numbers.len() as u64;
