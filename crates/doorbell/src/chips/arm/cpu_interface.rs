@@ -28,7 +28,7 @@ use self::registers::{
 };
 pub use self::state::CpuInterfaceState;
 use super::{
-    Gic,
+    Gic, Identity,
     gic::{Cpu, View},
     intid::{FIRST_LPI, SPURIOUS, pin_of},
     queue::{Candidate, Lane},
@@ -175,6 +175,9 @@ impl CpuInterface {
             |candidate| Group::of(candidate.lane) == group && self.preempts(candidate),
         );
         let Some(Candidate { intid, state, .. }) = taken else { return SPURIOUS };
+        if self.gic.options.behaviour.active_level_keeps_latch && state.latch() && !state.edge() && intid < FIRST_LPI {
+            self.keep_latch(intid);
+        }
         self.active[group as usize] |= 1 << (self.group_priority(group, state.priority()) >> (8 - PRIORITY_BITS));
         intid
     }
@@ -327,20 +330,32 @@ impl CpuInterface {
         true
     }
 
+    /// The latch that an acknowledge took, for those who look.
+    #[cold]
+    fn keep_latch(&self, intid: u32) {
+        if let Some(irq) = self.gic.irq(self.index, intid) {
+            self.gic.update(irq, intid, |state| state.with_latch(true));
+        }
+    }
+
     #[inline]
     fn set_inactive(&self, intid: u32) -> Option<Ended> {
         if intid >= FIRST_LPI {
             return None;
         }
         let irq = self.gic.irq(self.index, intid)?;
-        let (was, _) = self.gic.update(irq, intid, |state| state.with_active(false));
+        let forgets = self.gic.options.behaviour.active_level_keeps_latch;
+        let (was, _) = self.gic.update(irq, intid, |state| {
+            let forgotten = forgets && state.active() && !state.edge();
+            state.with_active(false).with_latch(state.latch() && !forgotten)
+        });
         was.active().then(|| Ended { intid, pin: if was.edge() { None } else { pin_of(intid) } })
     }
 
     fn ctlr(&self) -> IccCtlr {
         self.control
             .with_priority_bits(PRIORITY_BITS - 1)
-            .with_id_bits(u8::from(self.gic.options.id_bits > 16))
+            .with_id_bits(u8::from(self.gic.options.id_bits > 16 || self.gic.options.identity == Identity::Kvm))
             .with_affinity_3(true)
             .with_range_selector(self.gic.has_range_selector())
     }

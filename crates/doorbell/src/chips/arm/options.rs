@@ -69,6 +69,9 @@ pub struct Behaviour {
     pub unmapping_leaves_events_in_table: bool,
     /// GITS_CBASER and GITS_BASERn take 64 KiB pages only, and change memory attributes that KVM does not have.
     pub own_table_attributes: bool,
+    /// A level interrupt that ISPENDR made pending reads as pending while it is active, too. When it no longer is, what
+    /// ISPENDR did meanwhile is lost.
+    pub active_level_keeps_latch: bool,
     /// A message anywhere in the ITS's frame reaches the ITS (Q12); else only one to GITS_TRANSLATER.
     pub whole_frame_translates: bool,
 }
@@ -99,6 +102,7 @@ impl Behaviour {
         lpis_off_keeps_pending: false,
         unmapping_leaves_events_in_table: false,
         own_table_attributes: false,
+        active_level_keeps_latch: false,
         whole_frame_translates: false,
     };
 
@@ -127,6 +131,7 @@ impl Behaviour {
         lpis_off_keeps_pending: true,
         unmapping_leaves_events_in_table: true,
         own_table_attributes: true,
+        active_level_keeps_latch: true,
         whole_frame_translates: true,
     };
 }

@@ -139,7 +139,11 @@ fn what_was_set_can_be_read_and_what_was_not_shows_that() {
     assert_eq!(rig.set(gic, group::NR_IRQS, 0, 64), Err(Errno::BUSY));
     assert_eq!(rig.set(its, group::ADDR, addr::V3_DIST, ITS), Err(Errno::NODEV), "not the ENXIO of the GIC");
     assert_eq!(rig.set(its, group::ADDR, addr::ITS, 1 << 40), Err(Errno::TOOBIG));
-    assert_eq!(rig.set(gic, group::DIST_REGS, 0x2, 0), Err(Errno::NXIO), "not aligned");
+    for offset in [0x2, 0x5000, 0x1234_5678] {
+        assert_eq!(rig.set(gic, group::DIST_REGS, offset, 5), Ok(0), "{offset:#x}: no register, and no error");
+        assert_eq!(rig.get(gic, group::DIST_REGS, offset, 0), Ok(0), "{offset:#x}");
+        assert_eq!(rig.get(gic, group::REDIST_REGS, offset, 0), Ok(0), "{offset:#x}");
+    }
     let nobody = 0x0000_0107_0000_0000;
     assert_eq!(rig.get(gic, group::REDIST_REGS, nobody, 0), Err(Errno::INVAL), "no vCPU has this affinity");
 }

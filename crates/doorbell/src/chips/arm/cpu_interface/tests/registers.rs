@@ -3,7 +3,7 @@
 use super::rig::{A, Rig};
 use crate::{
     VcpuId,
-    chips::arm::{CpuInterfaceState, Encoding, GicOptions, IccRegister},
+    chips::arm::{CpuInterfaceState, Encoding, GicOptions, IccRegister, Identity},
 };
 
 #[test]
@@ -45,6 +45,13 @@ fn icc_ctlr_shows_what_there_is_and_keeps_two_bits() {
     let mut options = GicOptions::new(1);
     options.id_bits = 20;
     assert_eq!(Rig::with(options).read(IccRegister::Ctlr) >> 11 & 7, 1, "24 bits");
+    let mut options = GicOptions::new(1);
+    options.identity = Identity::Kvm;
+    assert_eq!(
+        Rig::with(options).read(IccRegister::Ctlr) >> 11 & 7,
+        1,
+        "those of the CPU below KVM, seen on Linux 6.1"
+    );
     assert_eq!(Rig::kvm(1).read(IccRegister::Ctlr) >> 18, 0, "no range selector");
 }
 

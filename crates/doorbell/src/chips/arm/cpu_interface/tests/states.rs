@@ -72,6 +72,22 @@ fn c13_an_acknowledge_takes_a_levels_latch_with_it() {
     assert_eq!((rig.iar1(), rig.pending_active(A)), (A, (false, true)));
 }
 
+/// Seen on Linux 6.1: GICR_ISPENDR keeps the bit of an acknowledged PPI until its end, and a store meanwhile is lost.
+#[test]
+fn in_kvm_a_levels_latch_goes_with_the_end() {
+    let mut rig = Rig::kvm(1);
+    rig.level(A);
+    rig.pend(A);
+    assert_eq!((rig.iar1(), rig.pending_active(A)), (A, (true, true)));
+    rig.pend(A);
+    assert_eq!(rig.eoir1(A), Some(Ended { intid: A, pin: Some(8) }));
+    assert_eq!((rig.iar1(), rig.pending_active(A)), (NONE, (false, false)));
+    // An edge loses its latch when it is acknowledged, in KVM too.
+    rig.change(0, A, |state| state.with_edge(true));
+    rig.pend(A);
+    assert_eq!((rig.iar1(), rig.pending_active(A)), (A, (false, true)));
+}
+
 #[test]
 fn c16_c17_with_split_ends_the_priority_drops_first() {
     let mut rig = Rig::new(1);
