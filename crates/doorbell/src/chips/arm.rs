@@ -56,7 +56,7 @@ pub use cpu_interface::{
 pub use distributor::Distributor;
 pub use gic::Gic;
 pub use gicv2m::Gicv2m;
-pub use lpi::{LpisState, PendingLpi, RedistributorLpisState};
+pub use lpi::{DirectInjection, DirectLpi, LpisState, PendingLpi, RedistributorLpisState};
 pub use msi_frames::{DataIsNumber, MessageSpis, MsiFrame, MsiFrames};
 pub use options::{Behaviour, GicOptions, Identity};
 pub use redistributor::Redistributor;

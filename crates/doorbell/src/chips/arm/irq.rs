@@ -38,7 +38,9 @@ pub(super) struct IrqState {
     /// LPIs: see [`home`](Self::home).
     #[bits(10)]
     home_bits: u16,
-    #[bits(3)]
+    /// LPIs: hardware delivers it. It is pending there, never here.
+    pub forwarded: bool,
+    #[bits(2)]
     __: u8,
     /// The index of the vCPU that it is for, or [`NOBODY`].
     pub target: u16,

@@ -11,6 +11,7 @@
 //! | `tables` | the configuration table and the pending tables in guest memory |
 //! | `switch` | EnableLPIs on and off |
 //! | `access`, `registers` | the redistributors' registers for LPIs, and their layouts |
+//! | `direct` | LPIs that hardware delivers |
 //! | `state` | save and restore |
 //!
 //! # Where an LPI goes
@@ -33,7 +34,10 @@
 //! | LPIs on | what the table says replaces what was pending; its bits stay set in memory | the bits are taken over: they are cleared in memory, so that each counts once |
 //! | on, configuration | not read again | read again |
 
-use std::sync::OnceLock;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use super::{
     Gic, GicOptions,
@@ -43,6 +47,7 @@ use super::{
 use crate::sync::{AtomicU32, Mutex, Ordering};
 
 mod access;
+mod direct;
 mod mapping;
 pub(super) mod registers;
 mod state;
@@ -52,6 +57,7 @@ mod tables;
 mod tests;
 
 pub(crate) use access::LpiRegister;
+pub use direct::{DirectInjection, DirectLpi};
 pub use state::{LpisState, PendingLpi, RedistributorLpisState};
 
 /// How many LPIs appear at once.
@@ -85,6 +91,8 @@ pub(super) struct Lpis {
 struct Config {
     /// How many events are mapped to each LPI, for the chunks that exist.
     mapped: Box<[Box<[u32]>]>,
+    /// The LPIs that hardware delivers.
+    forwarded: BTreeMap<u32, Arc<dyn DirectInjection>>,
 }
 
 impl Lpis {
@@ -94,7 +102,10 @@ impl Lpis {
             chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
             redistributors: options.affinities.iter().map(|_| access::Redistributor::new(options)).collect(),
             offered: AtomicU32::new(0),
-            config: Mutex::new(Config { mapped: (0..chunks).map(|_| Box::default()).collect() }),
+            config: Mutex::new(Config {
+                mapped: (0..chunks).map(|_| Box::default()).collect(),
+                forwarded: BTreeMap::new(),
+            }),
         }
     }
 
@@ -165,7 +176,7 @@ impl Gic {
     pub(crate) fn pend_lpi(&self, lpi: u32) -> LpiSent {
         let Some(irq) = self.lpis.get(lpi) else { return LpiSent::Nowhere };
         let (was, _) = self.update(irq, lpi, |state| {
-            if state.home() == NOBODY || state.home_off() {
+            if state.home() == NOBODY || state.home_off() || state.forwarded() {
                 state
             } else {
                 state.with_latch(true).with_target(state.home()).with_off(false)
@@ -174,6 +185,7 @@ impl Gic {
         match was {
             _ if was.home() == NOBODY => LpiSent::Nowhere,
             _ if was.home_off() => LpiSent::Off,
+            _ if was.forwarded() => self.pend_forwarded(lpi),
             _ if was.latch() => LpiSent::Already,
             _ => LpiSent::Pended,
         }
@@ -182,7 +194,10 @@ impl Gic {
     /// CLEAR: it is not pending any more (I12).
     pub(crate) fn clear_lpi(&self, lpi: u32) {
         if let Some(irq) = self.lpis.get(lpi) {
-            self.update(irq, lpi, |state| state.with_latch(false));
+            let (was, _) = self.update(irq, lpi, |state| state.with_latch(false));
+            if was.forwarded() {
+                self.clear_forwarded(lpi);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the commands of an ITS do to LPIs.
 
-use super::{tables::configured, unmapped};
+use super::{Config, tables::configured, unmapped};
 use crate::{
     chips::arm::{
         Gic,
@@ -28,9 +28,16 @@ impl Gic {
     /// If guest memory refuses either; the LPI is as it was then.
     pub(crate) fn map_lpi(&self, lpi: u32, cpu: Option<u16>) -> Result<(), NoMemory> {
         let cpu = self.existing(cpu);
-        let behaviour = &self.options.behaviour;
         let mut config = self.lpis.config.lock();
-        let Some(irq) = self.lpis.create(&mut config, lpi) else { return Ok(()) };
+        let recalled = self.recall(&mut config, |it, _| it == lpi);
+        let result = self.map(&mut config, lpi, cpu);
+        self.forward_again(&mut config, recalled);
+        result
+    }
+
+    fn map(&self, config: &mut Config, lpi: u32, cpu: u16) -> Result<(), NoMemory> {
+        let behaviour = &self.options.behaviour;
+        let Some(irq) = self.lpis.create(config, lpi) else { return Ok(()) };
         let Some(mapped) = config.mapped(lpi) else { return Ok(()) };
         let known = *mapped != 0 || self.lingers(irq.state());
         if !(known && behaviour.mapped_lpi_stays) {
@@ -53,21 +60,25 @@ impl Gic {
     /// MOVI, and MAPC as in KVM: events go to `cpu` from now on, and what is pending moves there, too (I13, H23).
     pub(crate) fn target_lpi(&self, lpi: u32, cpu: Option<u16>) {
         let cpu = self.existing(cpu);
-        let _config = self.lpis.config.lock();
+        let mut config = self.lpis.config.lock();
         if let Some(irq) = self.lpis.get(lpi) {
+            let recalled = self.recall(&mut config, |it, _| it == lpi);
             self.move_lpi(irq, lpi, cpu);
+            self.forward_again(&mut config, recalled);
         }
     }
 
     /// MAPC: events go to `cpu` from now on; what is pending stays where it is (I19).
     pub(crate) fn rehome_lpi(&self, lpi: u32, cpu: Option<u16>) {
         let cpu = self.existing(cpu);
-        let _config = self.lpis.config.lock();
+        let mut config = self.lpis.config.lock();
         let Some(irq) = self.lpis.get(lpi) else { return };
+        let recalled = self.recall(&mut config, |it, _| it == lpi);
         self.update(irq, lpi, |state| {
             let target = if state.latch() && state.target() != NOBODY { state.target() } else { cpu };
             self.placed(state, cpu, target)
         });
+        self.forward_again(&mut config, recalled);
     }
 
     /// DISCARD, MAPD: one event less is mapped to this LPI. Drops what is pending (I17), unless `keep_pending`: then an LPI
@@ -75,6 +86,7 @@ impl Gic {
     pub(crate) fn unmap_lpi(&self, lpi: u32, keep_pending: bool) {
         let mut config = self.lpis.config.lock();
         let Some(irq) = self.lpis.get(lpi) else { return };
+        let recalled = self.recall(&mut config, |it, _| it == lpi);
         let Some(mapped) = config.mapped(lpi) else { return };
         *mapped = mapped.saturating_sub(1);
         if *mapped != 0 {
@@ -84,6 +96,7 @@ impl Gic {
         } else if !(keep_pending && self.waits(irq.state())) {
             self.update(irq, lpi, |state| unmapped().with_queued(state.queued()).with_holder(state.holder()));
         }
+        self.forward_again(&mut config, recalled);
     }
 
     /// Whether an LPI is on its way to a vCPU, as KVM sees it: nothing is while the distributor does not forward Group 1.
@@ -98,7 +111,8 @@ impl Gic {
         if from == NOBODY || to == NOBODY || from == to {
             return;
         }
-        let config = self.lpis.config.lock();
+        let mut config = self.lpis.config.lock();
+        let recalled = self.recall(&mut config, |_, state| state.target() == from);
         self.each_lpi(&config, |lpi, irq| {
             if irq.state().target() != from {
             } else if every {
@@ -109,6 +123,7 @@ impl Gic {
                 self.leave_in_table(irq, lpi);
             }
         });
+        self.forward_again(&mut config, recalled);
     }
 
     /// Everything about an LPI moves to another vCPU.

@@ -59,7 +59,7 @@ impl Gic {
         let mut pending = Vec::new();
         self.each_lpi(&config, |intid, irq| {
             let state = irq.state();
-            if state.latch() {
+            if self.is_lpi_pending(&config, intid, state) {
                 pending.push(PendingLpi { intid, vcpu: Some(state.target()).filter(|cpu| *cpu != NOBODY) });
             }
         });
@@ -124,6 +124,7 @@ impl Gic {
     }
 
     fn forget_lpis(&self, config: &mut Config) {
+        self.recall(config, |_, _| true);
         for (number, chunk) in self.lpis.chunks.iter().enumerate() {
             config.mapped[number].fill(0);
             for (irq, at) in chunk.get().into_iter().flatten().zip(0..) {

@@ -23,13 +23,15 @@ impl Gic {
     /// A store to GICR_CTLR.EnableLPIs.
     pub(super) fn switch_lpis(&self, cpu: u16, on: bool) {
         let Some(redistributor) = self.lpis.redistributors.get(usize::from(cpu)) else { return };
-        let config = self.lpis.config.lock();
+        let mut config = self.lpis.config.lock();
         if !self.has_lpis() || self.lpis_enabled(cpu) == on {
             return;
         }
         if on {
             self.switch_on(redistributor, &config, cpu);
         } else {
+            // Not forwarded again: that is the embedder's to decide when they are on again.
+            self.recall(&mut config, |_, state| state.target() == cpu);
             self.switch_off(redistributor, &config, cpu);
         }
     }

@@ -117,14 +117,17 @@ impl Gic {
             return Ok(());
         }
         let configuration = self.read_configuration(home, lpi)?;
+        let recalled = self.recall(&mut config, |it, _| it == lpi);
         self.configure(irq, lpi, configuration);
+        self.forward_again(&mut config, recalled);
         Ok(())
     }
 
     /// INVALL, and a store to GICR_INVALLR: the same for every LPI of a vCPU. Those whose entry cannot be read stay as they
     /// are.
     pub(crate) fn invalidate_all_lpis(&self, cpu: u16) {
-        let config = self.lpis.config.lock();
+        let mut config = self.lpis.config.lock();
+        let recalled = self.recall(&mut config, |_, state| state.target() == cpu);
         self.each_lpi_by_chunk(&config, |entries, lpi, irq| {
             let state = irq.state();
             if state.target() == cpu || state.home() == cpu && !self.options.behaviour.one_propbaser {
@@ -133,6 +136,7 @@ impl Gic {
                 }
             }
         });
+        self.forward_again(&mut config, recalled);
     }
 
     /// Each LPI that exists, with the entries of its chunk.
@@ -153,6 +157,8 @@ impl Gic {
     /// `KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES`: writes the pending bit of every LPI that exists into the table of its
     /// redistributor; other bits stay as they are.
     ///
+    /// An LPI that hardware delivers is pending in the table if hardware says so (I51).
+    ///
     /// Where switching LPIs off writes the table anyway, those of redistributors that have them off are left out.
     ///
     /// # Errors
@@ -164,7 +170,7 @@ impl Gic {
             let state = irq.state();
             let elsewhere = state.off() && !self.options.behaviour.lpis_off_keeps_pending;
             if result.is_ok() && state.target() != NOBODY && !elsewhere {
-                result = self.swap_pending_bit(state.target(), lpi, state.latch()).map(drop);
+                result = self.swap_pending_bit(state.target(), lpi, self.is_lpi_pending(&config, lpi, state)).map(drop);
             }
         });
         result

@@ -1,6 +1,7 @@
 //! LPIs, step by step.
 
 mod commands;
+mod direct;
 mod machine;
 mod registers;
 mod state;
