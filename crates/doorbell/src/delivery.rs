@@ -73,6 +73,11 @@ pub trait MsiTarget: Send + Sync {
     /// other than the [`Kick`](crate::Kick). A target of another controller delivers nothing or something harmless,
     /// and never panics.
     fn fire(&self, target: Target) -> Delivery;
+
+    /// Whether a message's DeviceID counts, as for an ITS (KVM_CAP_MSI_DEVID).
+    fn takes_device_ids(&self) -> bool {
+        false
+    }
 }
 
 /// The number of a chip that has pins; KVM's `irqchip` field (x86: 0 and 1 the 8259 pair, 2 the IOAPIC).

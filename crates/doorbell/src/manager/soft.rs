@@ -125,7 +125,7 @@ impl Backend for Soft {
         match capability {
             Capability::Routes => RouteTable::GSIS,
             Capability::Irqfd | Capability::IrqfdResample | Capability::SignalMsi | Capability::Mask => 1,
-            Capability::MsiDeviceId => 0,
+            Capability::MsiDeviceId => self.table.msi_target().takes_device_ids().into(),
         }
     }
 

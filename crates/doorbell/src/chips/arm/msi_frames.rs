@@ -38,6 +38,11 @@ pub trait MsiFrame: Send + Sync {
 
     /// Sends what was prepared, as [`MsiTarget::fire`].
     fn fire(&self, target: Target) -> Delivery;
+
+    /// Whether messages need a DeviceID, as [`MsiTarget::takes_device_ids`].
+    fn takes_device_ids(&self) -> bool {
+        false
+    }
 }
 
 /// A frame where it was placed.
@@ -76,7 +81,7 @@ impl MsiFrames {
         Self::default()
     }
 
-    /// There is a controller that has no address yet: messages meet with `EINVAL` from now on, no longer with `ENODEV`
+    /// There is an ITS that has no address yet: messages meet with `EINVAL` from now on, no longer with `ENODEV`
     /// (Q11).
     pub fn announce(&self) {
         // Relaxed: means nothing beyond itself.
@@ -150,6 +155,11 @@ impl MsiTarget for MsiFrames {
             (Some(placed), Some(target)) => placed.frame.fire(target),
             _ => Delivery::Ignored,
         }
+    }
+
+    fn takes_device_ids(&self) -> bool {
+        let placed = || self.slots.iter().map_while(OnceLock::get);
+        self.announced.load(Ordering::Relaxed) != 0 || placed().any(|placed| placed.frame.takes_device_ids())
     }
 }
 

@@ -46,4 +46,8 @@ impl MsiFrame for Its {
     fn fire(&self, target: Target) -> Delivery {
         Its::fire(self, target)
     }
+
+    fn takes_device_ids(&self) -> bool {
+        true
+    }
 }

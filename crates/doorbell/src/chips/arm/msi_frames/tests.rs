@@ -1,5 +1,7 @@
 //! Frames at addresses, and what each of them takes.
 
+mod its;
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;
