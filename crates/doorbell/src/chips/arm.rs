@@ -36,6 +36,8 @@ mod irq;
 pub mod its;
 pub mod line;
 mod lpi;
+#[cfg(all(test, not(loom)))]
+mod machine;
 #[cfg(all(test, loom))]
 mod models;
 pub mod msi_frames;
@@ -60,3 +62,4 @@ pub use lpi::{DirectInjection, DirectLpi, LpisState, PendingLpi, RedistributorLp
 pub use msi_frames::{DataIsNumber, MessageSpis, MsiFrame, MsiFrames};
 pub use options::{Behaviour, GicOptions, Identity};
 pub use redistributor::Redistributor;
+pub use state::{GicState, InterruptState, RedistributorState, SpiState};

@@ -24,7 +24,7 @@ use super::cripple;
 /// Everything here may be called from any thread. A vCPU's own half is its `CpuInterface`.
 pub struct Gic {
     pub(super) options: GicOptions,
-    kick: Arc<dyn Kick>,
+    pub(super) kick: Arc<dyn Kick>,
     /// Where the tables of LPIs are.
     pub(super) ram: Arc<dyn GuestRam>,
     /// The groups that GICD_CTLR forwards, in the place of its enables. A change wakes every vCPU for which something waits.
@@ -40,7 +40,7 @@ pub struct Gic {
     pub(super) cpus: Box<[Cpu]>,
     pub(super) lpis: Lpis,
     /// The affinities, sorted, with the index of the vCPU of each.
-    names: Box<[(Affinity, u16)]>,
+    pub(super) names: Box<[(Affinity, u16)]>,
     /// What is left out of the protocol, to see that the tests notice.
     #[cfg(test)]
     pub(super) cripple: cripple::Cripple,

@@ -100,8 +100,13 @@ impl Gic {
     pub fn message_spi(&self, intid: u32, level: bool) -> Delivery {
         let pin = intid.checked_sub(FIRST_SPI).and_then(|pin| u16::try_from(pin).ok());
         let Some((intid, irq)) = pin.and_then(|pin| self.spi_of(CHIP, pin)) else { return Delivery::Ignored };
-        if !irq.state().edge() {
-            return self.set(CHIP, (intid - FIRST_SPI) as u16, MESSAGE, level);
+        let edge = irq.state().edge();
+        if !edge || !level {
+            // Also for an edge: it may have followed its level when the message came that is taken back now.
+            let delivery = self.set(CHIP, (intid - FIRST_SPI) as u16, MESSAGE, level);
+            if !edge {
+                return delivery;
+            }
         }
         let (was, _) = self.update(irq, intid, |state| state.with_latch(level));
         answer(level, was)
@@ -143,3 +148,6 @@ impl Gic {
 fn answer(level: bool, was: IrqState) -> Delivery {
     if level && was.pending() { Delivery::Coalesced } else { Delivery::Delivered(1) }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

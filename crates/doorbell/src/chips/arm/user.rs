@@ -11,7 +11,7 @@
 //! A register that is not there reads 0 and ignores stores here, too; [`Distributor::has_register`] knows better.
 
 use super::{
-    Distributor, Gic, Identity, Redistributor,
+    Distributor, Gic, Redistributor,
     intid::{FIRST_SPI, PRIVATE, SGIS},
     registers::{
         distributor::{IIDR, IROUTER, TYPER2},
@@ -19,11 +19,9 @@ use super::{
         identification::{FIRST, Implementer},
         redistributor::{INVALLR, INVLPIR, PENDBASER, PROPBASER, SGI_FRAME, SYNCR, WAKER},
     },
+    state::revisions,
 };
 use crate::{Error, LineSource, VcpuId, sync::Ordering};
-
-/// The revisions of KVM's vgic that a VMM can go back to.
-const KVM_REVISIONS: std::ops::RangeInclusive<u8> = 2..=3;
 
 impl Distributor<'_> {
     /// What a VMM reads at a multiple of 4.
@@ -184,15 +182,13 @@ impl Gic {
 
     /// A VMM's store to GICD_IIDR: whether this GIC can be that one.
     fn set_implementer(&self, wanted: Implementer) -> bool {
-        let own = self.distributor_implementer();
-        let chooses = self.options.identity == Identity::Kvm
-            && wanted.with_revision(0) == own.with_revision(0)
-            && KVM_REVISIONS.contains(&wanted.revision());
-        if chooses {
+        let fits = wanted.with_revision(0) == self.options.identity.implementer()
+            && revisions(self.options.identity).contains(&wanted.revision());
+        if fits {
             // Relaxed: means nothing but itself.
             self.revision.store(wanted.revision().into(), Ordering::Relaxed);
         }
-        chooses || wanted == own
+        fits
     }
 }
 

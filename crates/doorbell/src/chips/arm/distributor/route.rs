@@ -51,8 +51,7 @@ impl Gic {
     /// A store to GICD_IROUTER. An interrupt that is pending moves at once; one that is active stays where it was taken
     /// (C28).
     pub(super) fn set_router(&self, intid: u32, part: Part, value: u64) {
-        let short = self.options.behaviour.short_router;
-        let writable = if short { Router::WRITABLE_SHORT } else { Router::WRITABLE };
+        let writable = Router::writable(self.options.behaviour.short_router);
         let mut routers = self.routers.lock();
         let Some(router) = routers.get_mut(index(intid)) else { return };
         *router = Router::from_bits(part.merge(router.into_bits(), value) & writable);

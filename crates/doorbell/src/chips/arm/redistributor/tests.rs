@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::*;
 use crate::{
-    chips::arm::{Affinity, Behaviour, GicOptions},
+    chips::arm::{Affinity, Behaviour, CpuInterface, GicOptions, Group, IccRegister},
     guest_ram::RamBlock,
 };
 
@@ -178,4 +180,78 @@ fn each_vcpu_has_sgis_and_ppis_of_its_own_and_nothing_beyond() {
     assert_eq!(first.read(SGI_FRAME + 0x104, 4), 0);
     assert_eq!(gic.distributor().read(0x104, 4), 0);
     assert_eq!(first.read(SGI_FRAME + 0x100, 4), 0x8000_0001);
+}
+
+/// A GIC whose kicks are recorded, and its vCPU 0, which sleeps as after reset but would take Group 1.
+fn with_vcpu() -> (Arc<Gic>, CpuInterface, Arc<Mutex<Vec<u32>>>) {
+    let kicks = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&kicks);
+    let kick = move |vcpu: VcpuId| told.lock().push(vcpu.0);
+    let gic = Gic::new(GicOptions::new(2), Arc::new(RamBlock::new(0, 0)), Arc::new(kick)).unwrap();
+    let mut cpu = gic.cpu_interface(VcpuId(0)).unwrap();
+    cpu.write(IccRegister::Pmr, 0xff);
+    cpu.write(IccRegister::Igrpen1, 1);
+    gic.redistributor(VcpuId(0)).unwrap().write(SGI_FRAME + 0x80, 4, u32::MAX.into());
+    (gic, cpu, kicks)
+}
+
+/// ICC_SGI1R_EL1 that sends SGI 3 to vCPU 0.
+const SGI_3: u64 = 3 << 24 | 1;
+
+#[test]
+fn h_c4_what_comes_for_a_vcpu_that_sleeps_waits_until_it_wakes_up() {
+    let (gic, mut cpu, kicks) = with_vcpu();
+    let redistributor = gic.redistributor(VcpuId(0)).unwrap();
+    gic.distributor().write(0, 4, 2);
+    redistributor.write(SGI_FRAME + 0x100, 4, 8);
+    assert!(cpu.arm().is_idle());
+    cpu.write(IccRegister::Sgi1r, SGI_3);
+    assert_eq!(redistributor.read(SGI_FRAME + 0x200, 4), 8, "latched");
+    assert_eq!((cpu.highest_pending(Group::One), cpu.acknowledge(Group::One)), (1023, 1023));
+    assert!(cpu.arm().is_idle());
+    kicks.lock().clear();
+    redistributor.write(WAKER, 4, 0);
+    assert_eq!(*kicks.lock(), [0]);
+    assert_eq!(cpu.acknowledge(Group::One), 3);
+}
+
+#[test]
+fn c29_while_its_group_is_not_forwarded_an_interrupt_changes_its_state_and_nothing_else() {
+    let (gic, mut cpu, kicks) = with_vcpu();
+    let redistributor = gic.redistributor(VcpuId(0)).unwrap();
+    redistributor.write(WAKER, 4, 0);
+    redistributor.write(SGI_FRAME + 0x100, 4, 8);
+    gic.distributor().write(0, 4, 1);
+    assert!(cpu.arm().is_idle());
+    redistributor.write(SGI_FRAME + 0x200, 4, 8);
+    assert_eq!(redistributor.read(SGI_FRAME + 0x200, 4), 8);
+    assert_eq!(cpu.acknowledge(Group::One), 1023);
+    assert!(cpu.arm().is_idle());
+    kicks.lock().clear();
+    gic.distributor().write(0, 4, 3);
+    assert_eq!(*kicks.lock(), [0]);
+    assert_eq!(cpu.acknowledge(Group::One), 3);
+    gic.distributor().write(0, 4, 0);
+    cpu.end(Group::One, 3);
+    assert_eq!(redistributor.read(SGI_FRAME + 0x300, 4), 0);
+}
+
+#[test]
+fn c31_and_c32_an_sgi_is_latched_while_disabled_and_once_while_active() {
+    let (gic, mut cpu, _) = with_vcpu();
+    let redistributor = gic.redistributor(VcpuId(0)).unwrap();
+    gic.distributor().write(0, 4, 2);
+    redistributor.write(WAKER, 4, 0);
+    cpu.write(IccRegister::Sgi1r, SGI_3);
+    assert_eq!(cpu.highest_pending(Group::One), 1023, "C31");
+    redistributor.write(SGI_FRAME + 0x100, 4, 8);
+    assert_eq!(cpu.acknowledge(Group::One), 3);
+    cpu.write(IccRegister::Sgi1r, SGI_3);
+    cpu.write(IccRegister::Sgi1r, SGI_3);
+    let states = || [0x200, 0x300].map(|offset| redistributor.read(SGI_FRAME + offset, 4));
+    assert_eq!((states(), cpu.acknowledge(Group::One)), ([8, 8], 1023), "active and pending");
+    cpu.end(Group::One, 3);
+    assert_eq!(cpu.acknowledge(Group::One), 3, "C32: one more");
+    cpu.end(Group::One, 3);
+    assert_eq!((states(), cpu.acknowledge(Group::One)), ([0, 0], 1023), "and no other");
 }

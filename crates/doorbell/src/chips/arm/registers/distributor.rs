@@ -126,9 +126,9 @@ pub struct Router {
 }
 
 impl Router {
-    /// What a store can change.
-    pub const WRITABLE: u64 =
-        Self::new().with_aff0(0xff).with_aff1(0xff).with_aff2(0xff).with_aff3(0xff).with_any(true).into_bits();
-    /// The same in KVM (C8).
-    pub const WRITABLE_SHORT: u64 = Self::new().with_aff0(0xff).with_aff1(0xff).with_aff2(0xff).into_bits();
+    /// What a store can change. KVM's has neither Aff3 nor 1 of N (C8).
+    pub const fn writable(short: bool) -> u64 {
+        let names = Self::new().with_aff0(0xff).with_aff1(0xff).with_aff2(0xff);
+        if short { names.into_bits() } else { names.with_aff3(0xff).with_any(true).into_bits() }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     PinInput,
-    chips::arm::{Behaviour, GicOptions, line::CHIP},
+    chips::arm::{Behaviour, GicOptions, Identity, line::CHIP},
     guest_ram::RamBlock,
 };
 
