@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
+use super::failure::Failure;
 use super::programs::{self, FEWEST_CALLS, Selection};
 use super::say;
+use super::shrink::{self, Subject};
 
 mod process;
 mod q35;
@@ -67,6 +69,60 @@ pub struct Args {
     /// A fault in doorbell that the check must find
     #[arg(long, hide = true)]
     cripple: Option<String>,
+}
+
+/// Where two machines differ.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// After which step, counted from 0.
+    pub at: usize,
+    /// It is seen only at the end, when everything is looked at.
+    pub at_the_end: bool,
+    /// What the steps answered up to there; none for those that were left out.
+    pub answers: Vec<Option<[String; 2]>>,
+    /// What differs: what it is, and both values.
+    pub items: Vec<[String; 3]>,
+}
+
+/// A program, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Program<S> {
+    /// Its number under its seed.
+    pub number: u64,
+    /// What it does, in order.
+    pub steps: Vec<S>,
+}
+
+/// What is said of a program that differed. `taken` is each step as both machines took it.
+fn failure<P>(
+    pair: &mut P,
+    args: &Args,
+    names: [&'static str; 2],
+    program: &Program<P::Step>,
+    found: Difference,
+    mut taken: impl FnMut(&P::Step) -> P::Step,
+) -> Result<Failure, Error>
+where
+    P: Subject<Difference = Difference, Error = Error>,
+    P::Step: std::fmt::Display,
+{
+    let (repeats, (steps, difference)) = shrink::explain(pair, &program.steps, found)?;
+    let mut answers = difference.answers.into_iter();
+    let Args { selection: Selection { seed, .. }, calls, .. } = args;
+    let machine = args.machine.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    Ok(Failure {
+        number: program.number,
+        from: program.steps.len(),
+        repeats,
+        at_the_end: difference.at_the_end,
+        steps: steps.iter().map(|step| (taken(step).to_string(), answers.next().flatten())).collect(),
+        items: difference.items,
+        names,
+        again: format!(
+            "doorbell check qemu --machine {machine} --seed {seed} --calls {calls} --only {}",
+            program.number
+        ),
+    })
 }
 
 /// A fault by its name, or one line with the names that there are.

@@ -1,11 +1,8 @@
 //! QEMU's q35 and doorbell's: IOAPIC, 8259s, messages, MSI-X, and the remapping units of both makers.
 
-use super::super::failure::Failure;
-use super::super::programs::Selection;
-use super::super::shrink;
 use super::super::tally::Tally;
 use super::report::Report;
-use super::{Args, Error, Missing};
+use super::{Args, Error, Missing, failure};
 use crate::run::stop;
 
 mod child;
@@ -94,34 +91,14 @@ pub fn check(args: &Args, fault: Option<Fault>) -> Result<Report, Missing> {
         let pair = pairs.of(program.unit, fault)?;
         coverage.begin();
         let named = |error: Error| format!("program {number} of seed {}: {error}", args.selection.seed);
-        match pair.run(&program.steps, Some(&mut coverage)).map_err(named)? {
+        match pair.run(&program.program.steps, Some(&mut coverage)).map_err(named)? {
             None => Ok::<_, Missing>(None),
-            Some(found) => Ok(Some(failure(pair, args, &program, found)?)),
+            Some(found) => {
+                let (mut model, names) = (differences::Model::default(), pair.sides.each_ref().map(|side| side.name()));
+                let taken = |step: &_| model.admit(step).unwrap_or_else(|| Clone::clone(step));
+                Ok(Some(failure(pair, args, names, &program.program, found, taken)?))
+            }
         }
     })?;
     Ok(Report { tally, steps: coverage.steps, reached: coverage.rows, rows: &ROWS })
-}
-
-fn failure(
-    pair: &mut Pair,
-    args: &Args,
-    program: &program::Program,
-    found: compare::Difference,
-) -> Result<Failure, Error> {
-    let (repeats, (steps, difference)) = shrink::explain(pair, &program.steps, found)?;
-    // As the machines took them.
-    let mut model = differences::Model::default();
-    let shown = steps.iter().map(|step| model.admit(step).unwrap_or_else(|| step.clone()).to_string());
-    let mut answers = difference.answers.into_iter();
-    let Args { selection: Selection { seed, .. }, calls, .. } = args;
-    Ok(Failure {
-        number: program.number,
-        from: program.steps.len(),
-        repeats,
-        at_the_end: false,
-        steps: shown.map(|step| (step, answers.next().flatten())).collect(),
-        items: difference.items,
-        names: [pair.sides[0].name(), pair.sides[1].name()],
-        again: format!("doorbell check qemu --machine q35 --seed {seed} --calls {calls} --only {}", program.number),
-    })
 }

@@ -1,23 +1,12 @@
 //! One program on both machines, and where they first differ.
 
 use super::super::super::shrink::Subject;
-use super::super::Error;
+use super::super::{Difference, Error};
 use super::coverage::Coverage;
 use super::differences::Model;
 use super::state::State;
 use super::step::Step;
 use super::wire::Wire;
-
-/// Where two sides differ.
-#[derive(Clone, Debug)]
-pub struct Difference {
-    /// After which step, counted from 0.
-    pub at: usize,
-    /// What the steps answered up to there; none for those that were left out.
-    pub answers: Vec<Option<[String; 2]>>,
-    /// What differs: what it is, and both values.
-    pub items: Vec<[String; 3]>,
-}
 
 /// The two sides of the comparison.
 pub struct Pair {
@@ -70,7 +59,7 @@ impl Pair {
             }
             answers.push(Some(answer));
             if !items.is_empty() {
-                return Ok(Some(Difference { at, answers, items }));
+                return Ok(Some(Difference { at, at_the_end: false, answers, items }));
             }
             before = after;
         }

@@ -1,6 +1,7 @@
 //! Random programs: the same for the same seed, and biased to where things go wrong.
 
 use super::super::super::random::Random;
+use super::super::Program;
 use super::Unit;
 use super::step::{Amd, Field, MAILBOXES, Source as Sender, Step, Vtd};
 use super::wire::VECTORS;
@@ -9,15 +10,13 @@ use crate::qtest::q35::Chip;
 const EDGE_VECTORS: [u8; 10] = [0, 1, 5, 15, 16, 31, 32, 0x80, 254, 255];
 const PIC_PORTS: [u16; 6] = [0x20, 0xa0, 0x21, 0xa1, 0x4d0, 0x4d1];
 
-/// A program, and where it comes from.
+/// A program, and its machine.
 #[derive(Clone, Debug)]
-pub struct Program {
-    /// Its number under its seed.
-    pub number: u64,
+pub struct Chosen {
+    /// The program.
+    pub program: Program<Step>,
     /// Which remapping unit its machine has.
     pub unit: Unit,
-    /// What it does, in order.
-    pub steps: Vec<Step>,
 }
 
 /// What a program draws from.
@@ -36,7 +35,7 @@ struct Source {
 }
 
 /// Program `number` of `seed`, with `steps` steps.
-pub fn generate(seed: u64, number: u64, steps: usize) -> Program {
+pub fn generate(seed: u64, number: u64, steps: usize) -> Chosen {
     let mut random = Random::of(seed, number);
     let vectors = std::array::from_fn(|_| match random.below(3) {
         0 => random.pick(&EDGE_VECTORS),
@@ -58,7 +57,7 @@ pub fn generate(seed: u64, number: u64, steps: usize) -> Program {
         source.steps(&mut program);
     }
     program.truncate(steps);
-    Program { number, unit, steps: program }
+    Chosen { program: Program { number, steps: program }, unit }
 }
 
 impl Source {
@@ -361,7 +360,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_program_and_another_seed_another() {
-        let steps = |seed, number| generate(seed, number, 60).steps;
+        let steps = |seed, number| generate(seed, number, 60).program.steps;
         assert_eq!(steps(7, 3), steps(7, 3));
         assert_ne!(steps(7, 3), steps(8, 3));
         assert_ne!(steps(7, 3), steps(7, 4));

@@ -1,25 +1,12 @@
 //! One program on both machines, and where they first differ.
 
 use super::super::super::shrink::Subject;
-use super::super::Error;
+use super::super::{Difference, Error};
 use super::coverage::Coverage;
 use super::differences::Model;
 use super::side::{Op, Side};
 use super::state::{self, Seen};
 use super::step::{self, Step};
-
-/// Where two sides differ.
-#[derive(Clone, Debug)]
-pub struct Difference {
-    /// After which step, counted from 0.
-    pub at: usize,
-    /// Whether it is seen only at the end, when every register is looked at.
-    pub at_the_end: bool,
-    /// What the steps loaded, if they load something; none for those that were left out.
-    pub answers: Vec<Option<[String; 2]>>,
-    /// What differs: what it is, and both values.
-    pub items: Vec<[String; 3]>,
-}
 
 /// The two sides of the comparison.
 pub struct Pair {

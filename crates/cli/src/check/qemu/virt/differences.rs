@@ -13,7 +13,7 @@ use super::step::{
 use crate::qtest::virt::{GICD, GICR, GICR_STRIDE, GITS};
 
 /// The names, with what the difference is.
-pub const DIFFERENCES: [(&str, &str); 24] = [
+pub const DIFFERENCES: [(&str, &str); 25] = [
     ("priority-bits", "QEMU stores 8 bits of a priority, of which its CPU interfaces know 5; doorbell stores 5 (C5)"),
     ("cpu-identity", "ICC_CTLR_EL1: QEMU says 24 bits of INTID and no range selector, doorbell 16 and one"),
     ("message-spis", "GICD_SETSPI and GICD_CLRSPI: QEMU's virt has no message-based SPIs; doorbell takes them"),
@@ -72,6 +72,10 @@ pub const DIFFERENCES: [(&str, &str); 24] = [
         "mapd-pending",
         "MAPD of a mapped device: LPIs that were pending stay in QEMU, doorbell drops them; QEMU keeps the events that it \
          finds in the table, doorbell has none (I20, I21)",
+    ),
+    (
+        "mapd-size",
+        "MAPD that takes a device away with a size that is too large: QEMU refuses it, doorbell as KVM does not look at the size",
     ),
     (
         "pending-twice",
@@ -318,6 +322,7 @@ impl Model {
                         self.devices.insert(device, bits as u32 + 1);
                     }
                 }
+                let second = if valid { second } else { second & !0x1f };
                 return Some([first, second, third & !ITT_ADDRESS | itt(device), fourth]);
             }
             "MAPC" => {

@@ -1,6 +1,7 @@
 //! Random programs: the same for the same seed, and biased to where things go wrong.
 
 use super::super::super::random::Random;
+use super::super::Program;
 use super::icc::Register;
 use super::side::{CPUS, Input};
 use super::step::{COLLECTION_IDS, EDU, FIRST_LPI, Step, itt};
@@ -23,15 +24,6 @@ const COMMANDS: [u8; 26] = [
     0x0c, 0x0d, 0x0e, 0x0f, 0x0f, 0x00, 0x7f,
 ];
 
-/// A program, and where it comes from.
-#[derive(Clone, Debug)]
-pub struct Program {
-    /// Its number under its seed.
-    pub number: u64,
-    /// What it does, in order.
-    pub steps: Vec<Step>,
-}
-
 struct Source {
     random: Random,
     /// A few SPIs, so that they meet.
@@ -47,7 +39,7 @@ struct Source {
 }
 
 /// Program `number` of `seed`, with `steps` steps.
-pub fn generate(seed: u64, number: u64, steps: usize) -> Program {
+pub fn generate(seed: u64, number: u64, steps: usize) -> Program<Step> {
     let mut random = Random::of(seed, number);
     let spis = [32 + random.below(32) as u32, 32 + random.below(32) as u32, 224 + random.below(32) as u32];
     let priorities = std::array::from_fn(|_| random.below(32) as u8 * 8);

@@ -286,6 +286,12 @@ fn mapd_pending() {
 }
 
 #[test]
+fn mapd_size() {
+    let away = Step::Command([8, 16, itt(0), 0]);
+    differs("mapd-size", &then(&[away, Step::Message(1)]), pending(0), [1, 0]);
+}
+
+#[test]
 fn pending_twice() {
     let steps = then(&[Step::Message(1), Step::Command([0xe, 0, 0, 1 << 16]), Step::Message(1)]);
     let Some(seen) = observe("pending-twice", &steps, &[pending(0), pending(1)]) else { return };
