@@ -188,7 +188,7 @@ impl Coverage {
         match (group, refused) {
             (_, Some(Errno::NXIO)) => self.reach("C45"),
             (_, Some(Errno::EXIST)) => self.reach("EEXIST"),
-            (group::ADDR, Some(errno)) if errno.name().is_none() => self.reach("E2BIG"),
+            (group::ADDR, Some(Errno::TOOBIG)) => self.reach("E2BIG"),
             (group::NR_IRQS, Some(_)) => self.reach("NR_IRQS"),
             (group::CTRL, None) if attr == ctrl::ITS_SAVE_TABLES => self.reach("save"),
             (group::DIST_REGS | group::REDIST_REGS, _) if attr & 0x1_0000 != 0 || group == group::DIST_REGS => {

@@ -37,8 +37,10 @@ impl Source {
             11 => [0x05, 0, self.target() << 16, 0],
             12..15 => self.map_device(its, device),
             15..19 => {
-                let (collection, target) = (self.collection(), self.target());
                 let unmap = if self.unmaps && self.random.one_in(4) { VALID } else { 0 };
+                // KVM refuses to unmap where the command names a vCPU that there is not, which does not matter otherwise.
+                let target = if unmap == 0 { self.target() } else { 0 };
+                let collection = self.collection();
                 let mut command = map_collection(collection, target);
                 command[2] ^= unmap;
                 command
