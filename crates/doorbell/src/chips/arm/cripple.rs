@@ -29,6 +29,12 @@ pub(super) enum Cripple {
     ChoosesTooEarly,
     /// A vCPU that stops participating keeps what it was chosen for.
     KeepsWhatItRefuses,
+    /// An event looks whether LPIs are on, and is pending then, instead of in one step.
+    LooksAtSwitchFirst,
+    /// INV overwrites what changed since it looked.
+    ConfiguresBlindly,
+    /// MAPTI looks at the pending table before it takes the lock.
+    LooksAtTableWithoutLock,
 }
 
 impl Gic {
@@ -38,11 +44,15 @@ impl Gic {
         // As few LPIs as there can be: each execution of a model makes a GIC.
         let options = GicOptions { id_bits: 14, ..GicOptions::new(vcpus) };
         let mut gic = Self::new(options, ram, kick).unwrap();
-        let inner = Arc::get_mut(&mut gic).unwrap();
-        inner.cripple = cripple;
-        for cpu in &mut inner.cpus {
+        Arc::get_mut(&mut gic).unwrap().cripple(cripple);
+        gic
+    }
+
+    /// Leaves out a part.
+    pub(super) fn cripple(&mut self, cripple: Cripple) {
+        self.cripple = cripple;
+        for cpu in &mut self.cpus {
             cpu.queue.cripple = cripple;
         }
-        gic
     }
 }

@@ -39,16 +39,20 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+#[cfg(test)]
+use super::cripple;
 use super::{
     Gic, GicOptions,
     intid::FIRST_LPI,
     irq::{Irq, IrqState, NOBODY},
 };
-use crate::sync::{AtomicU32, Mutex, Ordering};
+use crate::sync::{AtomicU32, Mutex, Ordering, crippled};
 
 mod access;
 mod direct;
 mod mapping;
+#[cfg(all(test, loom))]
+mod models;
 pub(super) mod registers;
 mod state;
 mod switch;
@@ -175,8 +179,12 @@ impl Gic {
     #[inline]
     pub(crate) fn pend_lpi(&self, lpi: u32) -> LpiSent {
         let Some(irq) = self.lpis.get(lpi) else { return LpiSent::Nowhere };
+        let looked = crippled!(self, LooksAtSwitchFirst);
+        if looked && !self.lpis_enabled(irq.state().home()) {
+            return LpiSent::Off;
+        }
         let (was, _) = self.update(irq, lpi, |state| {
-            if state.home() == NOBODY || state.home_off() || state.forwarded() {
+            if state.home() == NOBODY || state.home_off() && !looked || state.forwarded() {
                 state
             } else {
                 state.with_latch(true).with_target(state.home()).with_off(false)

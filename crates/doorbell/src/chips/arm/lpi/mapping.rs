@@ -1,12 +1,15 @@
 //! What the commands of an ITS do to LPIs.
 
 use super::{Config, tables::configured, unmapped};
+#[cfg(test)]
+use crate::chips::arm::cripple;
 use crate::{
     chips::arm::{
         Gic,
         irq::{Irq, IrqState, NOBODY},
     },
     guest_ram::NoMemory,
+    sync::crippled,
 };
 
 impl Gic {
@@ -28,14 +31,17 @@ impl Gic {
     /// If guest memory refuses either; the LPI is as it was then.
     pub(crate) fn map_lpi(&self, lpi: u32, cpu: Option<u16>) -> Result<(), NoMemory> {
         let cpu = self.existing(cpu);
+        let looked =
+            crippled!(self, LooksAtTableWithoutLock).then(|| self.entries(lpi).pending(self, cpu, lpi) == Ok(true));
         let mut config = self.lpis.config.lock();
         let recalled = self.recall(&mut config, |it, _| it == lpi);
-        let result = self.map(&mut config, lpi, cpu);
+        let result = self.map(&mut config, lpi, cpu, looked);
         self.forward_again(&mut config, recalled);
         result
     }
 
-    fn map(&self, config: &mut Config, lpi: u32, cpu: u16) -> Result<(), NoMemory> {
+    /// `looked`: what a crippled version saw of the pending table too early.
+    fn map(&self, config: &mut Config, lpi: u32, cpu: u16, looked: Option<bool>) -> Result<(), NoMemory> {
         let behaviour = &self.options.behaviour;
         let Some(irq) = self.lpis.create(config, lpi) else { return Ok(()) };
         let Some(mapped) = config.mapped(lpi) else { return Ok(()) };
@@ -45,6 +51,7 @@ impl Gic {
             let reads = behaviour.one_propbaser || cpu != NOBODY && self.lpis_enabled(cpu);
             let configuration = if reads { self.read_configuration(cpu, lpi)? } else { Default::default() };
             let pending = reads && cpu != NOBODY && self.swap_pending_bit(cpu, lpi, false)?;
+            let pending = looked.unwrap_or(pending);
             self.update(irq, lpi, |state| {
                 // One that was restored, and is mapped again now, stays pending where it was.
                 let stays = !known && state.latch() && state.target() != NOBODY;

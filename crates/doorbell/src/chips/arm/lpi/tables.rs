@@ -4,12 +4,15 @@
 //! They are read a chunk at a time where many LPIs are concerned, and byte by byte where memory refuses a part of it.
 
 use super::{CHUNK, Config, FIRST_LPI, registers::Configuration};
+#[cfg(test)]
+use crate::chips::arm::cripple;
 use crate::{
     chips::arm::{
         Gic,
         irq::{Irq, IrqState, NOBODY, PRIORITY},
     },
     guest_ram::{GuestRam, NoMemory},
+    sync::crippled,
 };
 
 /// A stretch of guest memory that was read at once, if it could be.
@@ -151,7 +154,11 @@ impl Gic {
     }
 
     fn configure(&self, irq: &Irq, lpi: u32, configuration: Configuration) {
-        self.update(irq, lpi, |state| configured(state, configuration));
+        let looked = crippled!(self, ConfiguresBlindly).then(|| irq.state());
+        self.update(irq, lpi, |state| {
+            let old = looked.unwrap_or(state).with_queued(state.queued()).with_holder(state.holder());
+            configured(old, configuration)
+        });
     }
 
     /// `KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES`: writes the pending bit of every LPI that exists into the table of its
