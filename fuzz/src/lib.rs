@@ -1,5 +1,7 @@
 //! What the fuzz targets share: a machine, and bytes read as a program.
 
+pub mod arm;
+
 use std::sync::Arc;
 
 use doorbell::{

@@ -45,6 +45,8 @@ mod counters;
 mod cripple;
 mod execute;
 mod frame;
+#[cfg(all(test, not(loom)))]
+mod machine;
 mod mappings;
 #[cfg(all(test, loom))]
 mod models;

@@ -1,7 +1,5 @@
 //! The protocol with a part left out. Models are run against these as well and must fail.
 
-use super::translation::Translation;
-
 /// The part that is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cripple {
@@ -15,21 +13,4 @@ pub(super) enum Cripple {
     DisableWaitsForNobody,
     /// The LPI of an event is unmapped before its entry is empty.
     EmptiedLate,
-}
-
-#[cfg(loom)]
-impl Translation {
-    /// A translation whose protocol lacks a part.
-    pub fn crippled(blocks: usize, cripple: Cripple) -> Self {
-        let mut translation = Self::new(blocks);
-        translation.cripple = cripple;
-        translation
-    }
-}
-
-impl Translation {
-    /// Whether this part is left out.
-    pub fn lacks(&self, part: Cripple) -> bool {
-        self.cripple == part
-    }
 }

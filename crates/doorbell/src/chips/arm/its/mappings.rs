@@ -8,7 +8,7 @@ use super::{
     counters::Drops,
     sink::LpiSink,
     tables::ENTRY,
-    translation::{Dropped, Entry, Translation, crippled},
+    translation::{BLOCK, Dropped, Entry, Translation, crippled},
 };
 use crate::{
     chips::arm::{Behaviour, lpi::LpiSent},
@@ -135,6 +135,11 @@ impl Mappings {
     /// With room for so many blocks of events.
     pub fn new(blocks: u32) -> Self {
         Self { blocks: Blocks::new(blocks), ..Self::default() }
+    }
+
+    /// None, with as much room.
+    pub fn emptied(&self) -> Self {
+        Self::new((self.blocks.most_events() / BLOCK) as u32)
     }
 
     /// Where a collection is, if it is mapped.

@@ -59,7 +59,7 @@ pub(super) struct FakeLpis {
 pub(super) const CPUS: u16 = 2;
 
 impl FakeLpis {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             lpis: Mutex::default(),
             off: AtomicU64::new(0),
@@ -302,10 +302,20 @@ impl Rig {
             (Ok(device), Ok(event)) => self.unit.signal(device, event),
             _ => self.unit.signal_nothing(),
         };
+        Self::answer(sent)
+    }
+
+    /// KVM's number for what became of an event.
+    pub fn answer(sent: Sent) -> Result<i32, Errno> {
         match sent {
             Sent::Dropped(Dropped::Disabled | Dropped::LpisOff) => Err(Errno::BUSY),
             sent => Ok(super::delivery(sent).status()),
         }
+    }
+
+    /// Another ITS of this nature, with nothing mapped, over the same memory.
+    pub fn fresh(&self, options: &ItsOptions) -> Unit<FakeLpis> {
+        Unit::new(Arc::new(FakeLpis::new()), self.ram.clone(), self.unit.nature(), options)
     }
 
     /// The same for an event of the device of the recorded runs.

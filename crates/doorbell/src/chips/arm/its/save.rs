@@ -120,14 +120,10 @@ impl Mappings {
         Ok(())
     }
 
-    /// Maps what the tables say.
+    /// Maps what the tables say, as they were read for these mappings.
     pub fn apply(&mut self, cx: &Context<'_>, plan: &Plan) -> Result<(), Error> {
-        let exists = |what| failed(what, Errno::EXIST);
-        if plan.collections.iter().any(|(icid, _)| self.collections.contains_key(icid)) {
-            return Err(exists("a collection of the table is mapped already"));
-        }
         if plan.devices.iter().any(|(id, _)| self.devices.contains_key(id)) {
-            return Err(exists("a device of the table is mapped already"));
+            return Err(failed("a device of the table is mapped already", Errno::EXIST));
         }
         for (icid, cpu) in &plan.collections {
             self.map_collection(cx, *icid, *cpu);
@@ -163,20 +159,20 @@ impl Mappings {
 /// Reading the tables.
 struct Reader<'a> {
     cx: &'a Context<'a>,
+    /// What is mapped already.
+    mappings: &'a Mappings,
     plan: Plan,
     /// Which collections are in the plan, a bit for each.
     seen: Box<[u64]>,
-    /// How many events there may be.
-    most_events: usize,
     /// How many entries may still be looked at.
     left: u32,
 }
 
 impl Plan {
-    /// What the tables say, if they say something that an ITS can be.
-    pub fn read(cx: &Context<'_>, devices: Baser, collections: Baser, most_events: usize) -> Result<Self, Error> {
+    /// What the tables say, if they say something that an ITS can be in addition to these mappings.
+    pub fn read(cx: &Context<'_>, devices: Baser, collections: Baser, mappings: &Mappings) -> Result<Self, Error> {
         let seen = vec![0; (1 << ID_BITS) / 64].into();
-        let mut reader = Reader { cx, plan: Self::default(), seen, most_events, left: MOST_ENTRIES };
+        let mut reader = Reader { cx, mappings, plan: Self::default(), seen, left: MOST_ENTRIES };
         if collections.valid() {
             reader.collections(collections)?;
         }
@@ -209,8 +205,8 @@ impl Reader<'_> {
                 _ => return Err(invalid("a saved collection is on a vCPU that does not exist")),
             };
             let icid = entry.icid();
-            if self.has_collection(icid) {
-                return Err(failed("a collection is in the table twice", Errno::EXIST));
+            if self.has_collection(icid) || self.mappings.collections.contains_key(&icid) {
+                return Err(failed("a collection of the table is mapped already", Errno::EXIST));
             }
             if entry_address(self.cx.ram, table, icid.into()).is_none() {
                 return Err(invalid("a saved collection is none that the table has an entry for"));
@@ -287,7 +283,7 @@ impl Reader<'_> {
         if !self.has_collection(entry.icid()) {
             return Err(invalid("a saved event has a collection that was not saved"));
         }
-        if self.plan.events.len() >= self.most_events {
+        if self.plan.events.len() >= self.mappings.blocks.most_events() {
             return Err(failed(TOO_MANY_EVENTS, Errno::NOMEM));
         }
         // `device` has it, so it fits.

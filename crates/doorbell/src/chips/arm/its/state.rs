@@ -76,7 +76,9 @@ impl<L: LpiSink> Unit<L> {
         let bank = saved.bank(self.nature())?;
         let cx = self.context();
         self.with(|state| {
-            let plan = Plan::read(&cx, bank.devices, bank.collections, state.mappings.blocks.most_events())?;
+            // What is mapped now will not be there.
+            let empty = state.mappings.emptied();
+            let plan = Plan::read(&cx, bank.devices, bank.collections, &empty)?;
             self.enable(state, false);
             state.mappings.free_devices(&cx);
             state.mappings.free_collections(&cx);
@@ -98,8 +100,7 @@ impl<L: LpiSink> Unit<L> {
     pub fn restore_tables(&self) -> Result<(), Error> {
         let cx = self.context();
         self.with(|state| {
-            let most = state.mappings.blocks.most_events();
-            let plan = Plan::read(&cx, state.bank.devices, state.bank.collections, most)?;
+            let plan = Plan::read(&cx, state.bank.devices, state.bank.collections, &state.mappings)?;
             state.mappings.apply(&cx, &plan)
         })
     }

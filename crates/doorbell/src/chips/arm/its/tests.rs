@@ -3,6 +3,7 @@
 use super::{registers::offset, rig::*};
 
 mod commands;
+mod gic;
 mod registers;
 mod rules;
 mod saved;

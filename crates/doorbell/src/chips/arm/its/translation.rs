@@ -143,7 +143,7 @@ pub(super) struct Translation {
     blocks: Arena<Block, CHUNK>,
     /// What is left out of the protocol, to see that the models notice.
     #[cfg(test)]
-    pub cripple: Cripple,
+    cripple: Cripple,
 }
 
 /// Whether a part of the protocol is left out; never, outside of tests.
@@ -169,6 +169,18 @@ impl Translation {
             #[cfg(test)]
             cripple: Cripple::Nothing,
         }
+    }
+
+    /// One whose protocol lacks a part.
+    #[cfg(all(test, loom))]
+    pub fn crippled(blocks: usize, cripple: Cripple) -> Self {
+        Self { cripple, ..Self::new(blocks) }
+    }
+
+    /// Whether this part is left out.
+    #[cfg(test)]
+    pub fn lacks(&self, part: Cripple) -> bool {
+        self.cripple == part
     }
 
     /// Enables or disables. After disabling, each entry must be [drained](Self::drain).
