@@ -63,7 +63,11 @@ Not compared or not called there:
   ends               only of what the vCPU acknowledged last; groups, priorities and binary points of a guest stay
   eventfds           are emptied before they are bound: KVM raises a pin for an event, and pulses it for one from before
   LPIs off           GICR_CTLR.EnableLPIs stays set: what stays pending when it is cleared is not the same yet
-  vCPU ids           are made in order
+  LPIs disabled      by configuration or with their group: not in programs that unmap events, because what is pending of such
+                     an LPI goes with its event here, while the kernel keeps it until its vCPU has run (I17a)
+  saved events       are of mapped collections: with others the restored events of other devices are not the same yet
+  MAPC               that unmaps a collection names a vCPU that there is: with another one the kernel refuses it
+  vCPU ids           are made in order, and none twice: in the kernel a refused one takes the place of a redistributor
   timers             PPIs 27 and 30 belong to the kernel once a vCPU has run (N7)
   cached events      messages without a DeviceID: whether KVM takes them depends on its cache (Q10a)";
 

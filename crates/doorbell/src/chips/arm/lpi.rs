@@ -230,6 +230,6 @@ impl Gic {
 
     /// Whether an LPI that no event is mapped to still exists. In KVM it does while a vCPU is about to take it (I17a).
     fn lingers(&self, state: IrqState) -> bool {
-        self.options.behaviour.unmapping_keeps_pending && state.queued()
+        self.options.behaviour.unmapping_keeps_pending && state.queued() && state.latch()
     }
 }

@@ -94,6 +94,15 @@ impl MsiFrames {
     /// [`Error::Invalid`] if it would reach beyond the addresses that there are, [`Error::Busy`] if another frame is there,
     /// [`Error::Unsupported`] for the 17th.
     pub fn place(&self, base: u64, frame: Arc<dyn MsiFrame>) -> Result<(), Error> {
+        self.put(base, frame, false)
+    }
+
+    /// The same where another frame may be: messages go to the one that was there first, as in KVM.
+    pub(crate) fn place_behind(&self, base: u64, frame: Arc<dyn MsiFrame>) -> Result<(), Error> {
+        self.put(base, frame, true)
+    }
+
+    fn put(&self, base: u64, frame: Arc<dyn MsiFrame>, shares: bool) -> Result<(), Error> {
         let Some(end) = base.checked_add(frame.size()).filter(|end| *end != base) else {
             return Err(Error::Invalid {
                 what: "address of a frame",
@@ -108,7 +117,8 @@ impl MsiFrames {
                 Ok(()) => return Ok(()),
                 Err(placed) => placed,
             };
-            if slot.get().is_some_and(|other| base < other.base + other.frame.size() && other.base < end) {
+            let overlaps = |other: &Placed| base < other.base + other.frame.size() && other.base < end;
+            if !shares && slot.get().is_some_and(overlaps) {
                 return Err(Error::Busy("an address of the frame"));
             }
         }

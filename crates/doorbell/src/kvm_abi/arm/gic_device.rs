@@ -31,7 +31,7 @@ pub(super) fn set(vm: &SoftArmVm, state: &mut State, attribute: KvmDeviceAttr, v
             ctrl::INIT => answer(initialise(vm, state), |()| 0),
             ctrl::SAVE_PENDING_TABLES => match state.running() {
                 Some(controller) => controller.gic.save_pending_tables().map(|()| 0).map_err(|_| Errno::FAULT),
-                None => Ok(0),
+                None => Err(Errno::NXIO),
             },
             _ => Err(Errno::NXIO),
         },
@@ -154,10 +154,10 @@ fn initialise(vm: &SoftArmVm, state: &mut State) -> Result<(), crate::Error> {
         let its = Its::new(Arc::clone(&gic), vm.options.its.clone());
         its.restore(&unit.its.save())?;
         doorbells.announce();
-        if let Some(base) = unit.base {
-            doorbells.place(base, Arc::clone(&its) as _)?;
-        }
         units.push(its);
+    }
+    for (base, at) in state.placed.iter().filter_map(|at| Some((state.units[*at].base?, *at))) {
+        doorbells.place_behind(base, Arc::clone(&units[at]) as _)?;
     }
     let controller = Controller::new(gic, Arc::clone(&doorbells), &vm.options)?;
     for (unit, its) in state.units.iter_mut().zip(units) {

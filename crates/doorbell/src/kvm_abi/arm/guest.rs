@@ -23,7 +23,7 @@ impl SoftArmVm {
             let frame = vcpu.map_or(Frame::Distributor, |vcpu| Frame::Redistributor(VcpuId(vcpu as u32)));
             return Ok((frame, offset));
         }
-        let its = state.units.iter().find_map(|unit| {
+        let its = state.placed.iter().map(|at| &state.units[*at]).find_map(|unit| {
             let offset = address.checked_sub(unit.base?).filter(|offset| *offset < ITS_BYTES)?;
             Some((Frame::Its(Arc::clone(&unit.its)), offset))
         });

@@ -22,9 +22,11 @@ pub(super) fn set(vm: &SoftArmVm, state: &mut State, at: usize, attribute: KvmDe
                 return Err(Errno::EXIST);
             }
             frames::check(value, ITS_BYTES, vm.options.ipa_bits)?;
-            let placed = state.doorbells.place(value, Arc::clone(&unit.its) as _);
+            // The kernel looks for nothing that is there already.
+            let placed = state.doorbells.place_behind(value, Arc::clone(&unit.its) as _);
             answer(placed, |()| {
                 unit.base = Some(value);
+                state.placed.push(at);
                 0
             })
         }

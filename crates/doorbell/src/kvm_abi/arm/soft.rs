@@ -121,6 +121,8 @@ pub(super) struct State {
     pub vcpus: Vec<Vcpu>,
     pub gic: Option<GicDevice>,
     pub units: Vec<ItsDevice>,
+    /// Those of them that have an address, in the order in which they got it: where two share one, the first answers.
+    pub placed: Vec<usize>,
     /// Where messages go. The frames of stand-ins are others than those of the ITSs that come with the GIC.
     pub doorbells: Arc<MsiFrames>,
     /// The number of the next device.

@@ -20,8 +20,8 @@ pub const GITS: [u64; 2] = [0x0808_0000, 0x080a_0000];
 /// Where a message for an ITS goes in its frame.
 pub const TRANSLATER: u64 = 0x1_0040;
 
-/// The command queue of each ITS.
-pub const QUEUE: [u64; 2] = [RAM + 0x1_0000, RAM + 0x1_8000];
+/// The command queue of each ITS. The kernel takes multiples of 64 KiB only.
+pub const QUEUE: [u64; 2] = [RAM + 0x1_0000, RAM + 0xf_0000];
 /// How many commands a queue holds: two pages of them.
 pub const QUEUE_SLOTS: u64 = 256;
 /// The device table of each ITS, one page of 64 KiB.

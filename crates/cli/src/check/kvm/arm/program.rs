@@ -70,8 +70,9 @@ pub fn generate(seed: u64, number: u64, calls: usize) -> Program {
     };
     // The kernel's SAVE_TABLES follows the pointer of an event whose collection was unmapped (H28), and is no more.
     let unmaps = kind == Kind::BringUp || random.one_in(2);
+    let disables = random.one_in(2);
     let made = bring_up::Made::default();
-    let mut source = Source { random, vcpus, live, slots: setup::FIRST_SLOT, unmaps, made };
+    let mut source = Source { random, vcpus, live, slots: setup::FIRST_SLOT, unmaps, disables, made };
     let calls = (0..calls).map(|_| source.call(kind)).collect();
     let end = match source.random.below(3) {
         _ if unmaps => End::Look,
@@ -91,6 +92,9 @@ struct Source {
     slots: [u64; 2],
     /// Whether collections are unmapped. Then tables are not saved.
     unmaps: bool,
+    /// Whether LPIs are disabled, each or all of them. Then no event is unmapped: what is pending of an LPI that is disabled goes with its event
+    /// here; the kernel keeps it until the vCPU has run (I17a).
+    disables: bool,
     /// How far bringing up the VM has come.
     made: bring_up::Made,
 }
@@ -180,7 +184,18 @@ impl Source {
 
     fn deed(&mut self) -> Deed {
         let Some(live) = self.live.clone() else { unreachable!("only programs with live interrupts have a guest") };
-        live.deed(&mut self.random, self.vcpus)
+        let mut deed = live.deed(&mut self.random, self.vcpus);
+        if let Deed::Store { address, value, .. } = &mut deed
+            && *address == layout::GICD + super::registers::GICD_CTLR
+        {
+            *value = self.group_enables(*value);
+        }
+        deed
+    }
+
+    /// A value of GICD_CTLR. Where events are unmapped LPIs are not disabled with their group, either.
+    fn group_enables(&self, value: u64) -> u64 {
+        if self.disables { value } else { value | 2 }
     }
 }
 

@@ -13,6 +13,8 @@ fn register(at: u64) -> Result<u64, Errno> {
     if at % if narrow { 4 } else { 8 } != 0 {
         return Err(Errno::INVAL);
     }
+    // As in KVM, the upper half of an attribute does not count.
+    let at = at & u64::from(u32::MAX);
     let known = matches!(at, offset::CTLR | offset::IIDR) || is_wide(at) || (offset::PIDR4..FRAME / 2).contains(&at);
     if known { Ok(at) } else { Err(Errno::NXIO) }
 }

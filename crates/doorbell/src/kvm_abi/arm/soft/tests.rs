@@ -134,6 +134,7 @@ fn what_was_set_can_be_read_and_what_was_not_shows_that() {
     rig.set(gic, group::ADDR, addr::V3_REDIST_REGION, region.into_bits()).unwrap();
     assert_eq!(rig.get(gic, group::ADDR, addr::V3_REDIST_REGION, 0), Ok(region.into_bits()));
     assert_eq!(rig.get(gic, group::ADDR, addr::V3_REDIST, 0), Ok(GICR));
+    assert_eq!(rig.set(gic, group::CTRL, ctrl::SAVE_PENDING_TABLES, 0), Err(Errno::NXIO), "nothing is pending yet");
     rig.set(gic, group::CTRL, ctrl::INIT, 0).unwrap();
     assert_eq!(rig.get(gic, group::NR_IRQS, 0, 0), Ok(256), "who was not told has 256");
     assert_eq!(rig.set(gic, group::NR_IRQS, 0, 64), Err(Errno::BUSY));
@@ -162,6 +163,7 @@ fn attributes_that_there_are_say_so() {
         (rig.its, group::ADDR, addr::ITS),
         (rig.its, group::CTRL, ctrl::ITS_SAVE_TABLES),
         (rig.its, group::ITS_REGS, 0x80),
+        (rig.its, group::ITS_REGS, 1 << 59 | 0x80),
     ];
     for (device, group, attr) in there {
         assert_eq!(rig.has(device, group, attr), Ok(0), "group {group}, {attr:#x}");
@@ -347,6 +349,23 @@ fn what_an_its_was_told_before_there_was_a_gic_is_kept() {
     assert_eq!(rig.vm.signal_msi(&message), Err(Errno::BUSY));
     let elsewhere = KvmMsi { address_lo: 0x0900_0000, ..message };
     assert_eq!(rig.vm.signal_msi(&elsewhere), Err(Errno::INVAL), "Q12");
+}
+
+#[test]
+fn of_two_itss_at_one_address_the_one_that_was_there_first_answers() {
+    let rig = Rig::bare(SoftArmVmOptions::default());
+    let second = rig.vm.create_device(device::ITS, 0).unwrap().unwrap();
+    for its in [second, rig.its] {
+        assert_eq!(rig.set(its, group::ADDR, addr::ITS, ITS), Ok(0), "the kernel looks for nothing that is there");
+    }
+    rig.set(rig.gic, group::ADDR, addr::V3_DIST, GICD).unwrap();
+    rig.set(rig.gic, group::ADDR, addr::V3_REDIST, GICR).unwrap();
+    rig.set(rig.gic, group::CTRL, ctrl::INIT, 0).unwrap();
+    let cbaser = 1 << 63 | RAM | 15;
+    rig.set(second, group::ITS_REGS, 0x80, cbaser).unwrap();
+    let [first, other] = [second, rig.its].map(|its| rig.get(its, group::ITS_REGS, 0x80, 0));
+    assert_ne!(first, other);
+    assert_eq!(rig.vm.load(0, ITS + 0x80, 8), first, "what a guest sees is the first one's");
 }
 
 #[test]

@@ -22,6 +22,11 @@ impl Source {
         if self.random.one_in(16) { self.random.pick(&[9, 0x1fff, 0x2000, 0xffff]) } else { self.random.below(4) }
     }
 
+    /// The collection of a new event: where tables are saved, one that has been mapped.
+    fn new_events_collection(&mut self, its: usize) -> u64 {
+        if self.unmaps { self.collection() } else { self.random.pick(&[0, 1 + its as u64]) }
+    }
+
     fn target(&mut self) -> u64 {
         if self.random.one_in(16) { self.random.pick(&[7, 0xffff, 0x7_ffff_ffff]) } else { self.vcpu().into() }
     }
@@ -35,7 +40,7 @@ impl Source {
             4..8 => of_event(0x03),
             8..11 => of_event(0x04),
             11 => [0x05, 0, self.target() << 16, 0],
-            12..15 => self.map_device(its, device),
+            12..15 if !self.disables => self.map_device(its, device),
             15..19 => {
                 let unmap = if self.unmaps && self.random.one_in(4) { VALID } else { 0 };
                 // KVM refuses to unmap where the command names a vCPU that there is not, which does not matter otherwise.
@@ -45,12 +50,14 @@ impl Source {
                 command[2] ^= unmap;
                 command
             }
-            19..25 => map_event(device, event, self.lpi(), self.collection()),
-            25 if self.live.is_none() => [0x0b | device << 32, u64::from(self.lpi()), self.collection(), 0],
+            19..25 => map_event(device, event, self.lpi(), self.new_events_collection(its)),
+            25 if self.live.is_none() => {
+                [0x0b | device << 32, u64::from(self.lpi()), self.new_events_collection(its), 0]
+            }
             25..30 => of_event(0x0c),
             30..32 => [0x0d, 0, self.collection(), 0],
             32..35 => [0x0e, 0, self.target() << 16, self.target() << 16],
-            35..38 => of_event(0x0f),
+            35..38 if !self.disables => of_event(0x0f),
             38 => [0x10 + self.random.below(0xf0), self.word(), self.word(), 0],
             _ => of_event(0x03),
         }
@@ -80,6 +87,7 @@ impl Source {
             Some(live) => live.priority(lpi) | u8::from(!self.random.one_in(3)),
             None => self.random.next() as u8,
         };
+        let byte = if self.disables { byte } else { byte | 1 };
         Call::WriteRam { address: CONFIG + u64::from(lpi - LPIS), bytes: vec![byte] }
     }
 

@@ -80,6 +80,7 @@ impl Source {
             4 => (GICD_IIDR, self.random.pick(&[0x4b00_343b, 0x4b00_243b, 0x4b00_143b, 0x4b00_443b, 0])),
             _ => (self.random.pick(&[GICD_TYPER, GICD_TYPER2, PIDR2, 0x6000, 0x8000, 0x5000, 2]), self.word()),
         };
+        let value = if attr == GICD_CTLR { self.group_enables(value) } else { value };
         // An older revision changes what group registers do from there on.
         let value = if attr == GICD_IIDR && value == 0x4b00_143b { 0 } else { value };
         Call::SetAttr { slot: GIC, group: group::DIST_REGS, attr, value: value & u64::from(u32::MAX) }
