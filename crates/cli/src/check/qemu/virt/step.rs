@@ -165,8 +165,8 @@ impl Step {
                 }
                 let mut at = tail;
                 for words in self.commands() {
-                    // Guests give an empty table to a device.
-                    if words[0] as u8 == 0x08 && words[2] & VALID != 0 {
+                    // Guests give an empty table to a device; a size that is refused leaves the old one in use.
+                    if words[0] as u8 == 0x08 && words[2] & VALID != 0 && words[1] & 0x1f < 16 {
                         let table = words[2] & ITT_ADDRESS;
                         ops.extend((0..ITT_BYTES).step_by(8).map(|at| Op::store(8, table + at, 0)));
                     }
