@@ -21,7 +21,6 @@
 //!
 //! Numbers in parentheses (C12, I13, H23, …) are those of the project's specification pages.
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "registers, CPU interface and LPIs, which use it, follow")]
 
 pub mod affinity;
 mod bank;

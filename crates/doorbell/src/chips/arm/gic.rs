@@ -180,6 +180,10 @@ impl Gic {
                     } else if next.any() && !crippled!(self, ChoosesTooEarly) {
                         self.place(irq, intid);
                     }
+                    // One that stood in the way of others, which its vCPU would have taken before it slept.
+                    if was.queued() && was.wanted() && !(next.wanted() && next.holder() == next.target()) {
+                        self.wake(was.holder());
+                    }
                     return (was, next);
                 }
                 Err(found) => was = found,

@@ -149,5 +149,7 @@ fn answer(level: bool, was: IrqState) -> Delivery {
     if level && was.pending() { Delivery::Coalesced } else { Delivery::Delivered(1) }
 }
 
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -342,12 +342,6 @@ impl Queue {
         self.filed.lock()
     }
 
-    /// Whether anything is here at all, wanted or not.
-    pub fn is_empty(&self) -> bool {
-        // SeqCst: see the invariants.
-        self.inbox.load(Ordering::SeqCst) == END && self.filed.lock().occupied == [0; 3]
-    }
-
     /// Empties the inbox, and returns the newest of what was there, or [`END`].
     #[inline]
     fn empty_inbox(&self) -> u32 {

@@ -30,8 +30,6 @@ impl Pool {
 /// What is known of the events in a block, beside their entries.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Owner {
-    /// Whose it is; meaningless while no event is mapped.
-    pub device: u16,
     /// The collection of each event.
     pub icids: [u16; BLOCK],
     /// Which events are mapped, a bit for each.
@@ -107,7 +105,7 @@ impl Blocks {
         if self.owners.len() <= block as usize {
             self.owners.resize(block as usize + 1, Owner::default());
         }
-        self.owners[block as usize] = Owner { device, ..Owner::default() };
+        self.owners[block as usize] = Owner::default();
         let mut top = block;
         for level in 0..level {
             let node = self.nodes.take()?;

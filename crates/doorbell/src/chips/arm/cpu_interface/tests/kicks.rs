@@ -1,7 +1,7 @@
 //! Who is woken, and when.
 
-use super::rig::{A, B, Rig};
-use crate::chips::arm::{IccRegister, Lines};
+use super::rig::{A, B, C, Rig};
+use crate::chips::arm::{Group, IccRegister, Lines};
 
 #[test]
 fn who_armed_and_saw_nothing_is_woken_once() {
@@ -64,4 +64,28 @@ fn a_new_priority_wakes_who_sleeps_behind_its_mask() {
     rig.priority(A, 0x40);
     assert_eq!(*rig.kicks.lock(), [0]);
     assert!(rig.cpus[0].line().irq);
+}
+
+/// In a handler, the most urgent interrupt need not be one that preempts: its group may have the finer binary point.
+#[test]
+fn who_sleeps_in_a_handler_is_woken_when_what_stood_in_the_way_of_others_goes() {
+    let mut rig = Rig::new(1);
+    rig.write(IccRegister::Bpr1, 7);
+    for intid in [A, B] {
+        rig.change(0, intid, |it| it.with_group1(false).with_priority(0x70));
+    }
+    rig.priority(C, 0x78);
+    rig.pend(A);
+    assert_eq!(rig.cpus[0].acknowledge(Group::Zero), A);
+    rig.pend(B);
+    rig.pend(C);
+    assert!(rig.cpus[0].arm().is_idle(), "B is the most urgent, and as urgent as A");
+    assert!(rig.kicks.lock().is_empty());
+    rig.change(0, B, |it| it.with_enabled(false));
+    assert_eq!(*rig.kicks.lock(), [0]);
+    assert_eq!(
+        rig.cpus[0].line(),
+        Lines { irq: true, fiq: false },
+        "C is more urgent than A, by the binary point of Group 1"
+    );
 }
