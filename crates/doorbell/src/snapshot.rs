@@ -4,9 +4,16 @@
 //! [`Snapshot`] puts them together; with the feature `serde` it becomes bytes that a later version still reads, or
 //! refuses by its version.
 //!
-//! The order of a restore: descriptors are bound, then [`IrqManager::restore`](crate::manager::IrqManager::restore), then
-//! the chips, then the devices (which borrow their GSIs anew), then the vCPUs run.
+//! The order of a restore: guest memory, then descriptors are bound, then
+//! [`IrqManager::restore`](crate::manager::IrqManager::restore), then the chips, then the devices (which borrow their GSIs
+//! anew), then the vCPUs run. On Arm the chips are the GIC, then the CPU interfaces, then the ITSs, whose mappings are in
+//! guest memory: call [`Its::save_tables`](crate::chips::arm::its::Its::save_tables) before that memory is saved.
+//!
+//! The bytes are the same whatever features the library was built with: what a build does not have is absent in them, and
+//! bytes that have it are refused.
 
+#[cfg(feature = "arm")]
+use crate::chips::arm::{CpuInterfaceState, GicState, its::ItsState};
 #[cfg(feature = "x86")]
 use crate::chips::x86::{ioapic::IoApicSnapshot, lapic::LocalApicState, pic::PicSnapshot};
 #[cfg(feature = "x86")]
@@ -23,8 +30,9 @@ pub struct Snapshot {
     /// Routes, masks, pending bits and lines.
     pub manager: ManagerState,
     /// The x86 controllers, where the machine has them.
-    #[cfg(feature = "x86")]
     pub x86: Option<X86State>,
+    /// The Arm controllers, where the machine has them.
+    pub arm: Option<ArmState>,
     /// The MSI-X tables, in the order of the machine's devices.
     pub msix: Vec<MsixState>,
     /// The MSI capabilities, in the same order.
@@ -48,7 +56,32 @@ pub struct X86State {
     pub amd_vi: Vec<AmdUnitState>,
 }
 
-#[cfg(all(feature = "serde", feature = "x86"))]
+/// The x86 controllers: there are none in this build.
+#[cfg(not(feature = "x86"))]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum X86State {}
+
+/// The Arm controllers.
+#[cfg(feature = "arm")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ArmState {
+    /// Distributor, redistributors and LPIs.
+    pub gic: GicState,
+    /// The CPU interfaces, in the order of their vCPUs.
+    pub cpus: Vec<CpuInterfaceState>,
+    /// The ITSs, in the order of the machine's.
+    pub its: Vec<ItsState>,
+}
+
+/// The Arm controllers: there are none in this build.
+#[cfg(not(feature = "arm"))]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum ArmState {}
+
+#[cfg(feature = "serde")]
 mod bytes {
     use super::Snapshot;
     use crate::Error;
@@ -56,7 +89,7 @@ mod bytes {
     /// What the bytes begin with.
     const MAGIC: [u8; 8] = *b"doorbell";
     /// Raised with every change of a state that old bytes do not fit.
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     /// Far above what 4,096 GSIs, 4,096 vCPUs and a bus full of MSI-X tables need.
     const MOST_BYTES: usize = 64 << 20;
     const HEADER: usize = MAGIC.len() + 4;
@@ -104,3 +137,5 @@ mod bytes {
 
 #[cfg(all(test, feature = "serde", feature = "x86", not(loom)))]
 mod tests;
+#[cfg(all(test, feature = "serde", feature = "arm", not(loom)))]
+mod tests_arm;

@@ -68,13 +68,14 @@ impl Machine {
                 vtd: vec![self.vtd.save()],
                 amd_vi: self.amd_vi.save(),
             }),
+            arm: None,
             msix: vec![self.msix.save()],
             msi: vec![],
         }
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
-        let Snapshot { manager, x86, msix, msi: _ } = snapshot;
+        let Snapshot { manager, x86, arm: _, msix, msi: _ } = snapshot;
         self.irqs.restore(manager)?;
         let X86State { pic, ioapic, apics, vtd, amd_vi } = x86.as_ref().unwrap();
         for state in vtd {
