@@ -8,7 +8,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`types`] | KVM's constants and layouts |
-//! | [`soft`] | [`SoftArmVm`](soft::SoftArmVm): what there is of it, and its calls |
+//! | [`soft`] | [`SoftArmVm`]: what there is of it, and its calls |
 //! | `gic_device`, `its_device` | the attributes of both devices |
 //! | `frames` | where the guest finds the frames of its GIC |
 //! | `sysregs` | the CPU interface's registers as user space has them |

@@ -72,7 +72,7 @@ impl Lines {
 pub struct Ended {
     /// Its number.
     pub intid: u32,
-    /// The pin of a level-sensitive SPI, for [`IrqManager::end`](crate::IrqManager::end): what resamples it wants to know.
+    /// The pin of a level-sensitive SPI, for [`IrqManager::end`](crate::manager::IrqManager::end): what resamples it wants to know.
     pub pin: Option<u16>,
 }
 
