@@ -1,7 +1,7 @@
 //! A virt as far as interrupts go: doorbell's GICv3 and ITS at the addresses where QEMU's machine has its own.
 //!
 //! There is no AArch64 CPU. A CPU interface is reached in one of two ways: from this process, or, as the
-//! program that the reference drivers load for CPU 0 serves it, through a [mailbox].
+//! program that the reference drivers load for CPU 0 serves it, through a mailbox.
 
 use std::sync::Arc;
 

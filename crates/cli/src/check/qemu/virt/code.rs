@@ -64,7 +64,7 @@ const HANDLER: [u32; 5] = [
     0xd69f_03e0, //        eret
 ];
 const HANDLER_AT: usize = 0xa00;
-/// Loads and stores of 1, 2, 4 and 8 bytes at [x1].
+/// Loads and stores of 1, 2, 4 and 8 bytes at `[x1]`.
 const LOADS: [u32; 4] = [0x3940_0020, 0x7940_0020, 0xb940_0020, 0xf940_0020];
 const STORES: [u32; 4] = [0x3900_0020, 0x7900_0020, 0xb900_0020, 0xf900_0020];
 const DSB: u32 = 0xd503_3f9f;
