@@ -85,6 +85,7 @@ impl Gic {
             let target = if state.latch() && state.target() != NOBODY { state.target() } else { cpu };
             self.placed(state, cpu, target)
         });
+        self.leave_in_table(irq, lpi);
         self.forward_again(&mut config, recalled);
     }
 

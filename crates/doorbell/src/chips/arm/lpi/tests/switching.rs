@@ -99,3 +99,18 @@ fn an_lpi_that_gets_a_vcpu_late_is_read_from_its_tables_then() {
     assert_eq!(rig.taken(1), [8195]);
     assert!(!rig.bit(1, 8195));
 }
+
+#[test]
+fn what_is_pending_and_nobodys_waits_in_the_table_of_the_vcpu_that_it_gets() {
+    let rig = Rig::new(2, Behaviour::SPEC);
+    rig.mapped(8195, 0);
+    rig.gic.pend_lpi(8195);
+    // Another event maps it, in a collection that is not mapped; then that collection is, to a vCPU with LPIs off.
+    rig.gic.map_lpi(8195, None).unwrap();
+    rig.switch(1, false);
+    rig.gic.rehome_lpi(8195, Some(1));
+    assert!(rig.bit(1, 8195));
+    assert_eq!((rig.take(0), rig.take(1)), (None, None));
+    rig.switch(1, true);
+    assert_eq!(rig.taken(1), [8195]);
+}

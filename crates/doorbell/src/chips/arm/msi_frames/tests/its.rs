@@ -5,6 +5,7 @@ use crate::{
     chips::arm::{
         Behaviour,
         its::{Its, ItsOptions, registers::offset},
+        lpi::LpiRegister,
     },
     guest_ram::{GuestRam, GuestRamExt},
 };
@@ -27,6 +28,9 @@ fn machine(behaviour: Behaviour) -> Machine {
     let mut options = GicOptions::new(1);
     options.behaviour = behaviour;
     let gic = Gic::new(options, Arc::clone(&ram) as Arc<dyn GuestRam>, Arc::new(())).unwrap();
+    // Before anything is mapped: in KVM its size bounds the LPIs.
+    gic.write_lpi_register(0, LpiRegister::Properties, u64::MAX, RAM | 15);
+    gic.write_lpi_register(0, LpiRegister::Pending, u64::MAX, RAM + 0x2_0000);
     let frames = MsiFrames::new();
     let its = [0, 1].map(|number| {
         let its = Its::new(Arc::clone(&gic), ItsOptions::default());
@@ -49,8 +53,6 @@ fn machine(behaviour: Behaviour) -> Machine {
         frames.place(ITS[number as usize], Arc::clone(&its) as Arc<dyn MsiFrame>).unwrap();
         its
     });
-    gic.write_lpi_register(0, crate::chips::arm::lpi::LpiRegister::Properties, u64::MAX, RAM | 15);
-    gic.write_lpi_register(0, crate::chips::arm::lpi::LpiRegister::Pending, u64::MAX, RAM + 0x2_0000);
     let machine = Machine { gic, its, frames };
     machine.switch(true);
     machine
@@ -58,7 +60,7 @@ fn machine(behaviour: Behaviour) -> Machine {
 
 impl Machine {
     fn switch(&self, on: bool) {
-        self.gic.write_lpi_register(0, crate::chips::arm::lpi::LpiRegister::Control, u64::MAX, on.into());
+        self.gic.write_lpi_register(0, LpiRegister::Control, u64::MAX, on.into());
     }
 
     fn send(&self, address: u64, device: u32, event: u32) -> Result<Delivery, Errno> {
