@@ -374,7 +374,10 @@ impl Machine {
                 self.gic.pulse(CHIP, pin, LineSource::new(source).unwrap());
                 if let Some(irq) = self.model.spis.get_mut(usize::from(pin)) {
                     irq.drive(source, true, one_wire);
-                    irq.drive(source, false, one_wire);
+                    // KVM's irqfd leaves the line of an SPI up.
+                    if !one_wire {
+                        irq.drive(source, false, one_wire);
+                    }
                 }
             }
             Step::Ppi { cpu, intid, level } => {

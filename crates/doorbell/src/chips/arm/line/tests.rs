@@ -152,8 +152,9 @@ fn the_wire_of_kvm_is_one_for_all_sources() {
     gic.set(CHIP, PIN, OTHER, true);
     gic.set(CHIP, PIN, OTHER, false);
     assert!(!pending(&gic), "who spoke last decides");
-    gic.set(CHIP, PIN, OTHER, true);
     gic.pulse(CHIP, PIN, LineSource::USER);
+    assert!(pending(&gic), "an irqfd raises the line and leaves it up");
+    gic.set(CHIP, PIN, OTHER, false);
     assert!(!pending(&gic));
     trigger(&gic, true);
     gic.pulse(CHIP, PIN, LineSource::USER);
