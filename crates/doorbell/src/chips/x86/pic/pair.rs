@@ -296,8 +296,9 @@ impl Pair {
         if self.ended == 0 {
             return self.update();
         }
-        if self.asking() == 0 && !self.requests.output() {
-            // Nothing will follow, and usually nothing does.
+        if self.asking() == 0 && !self.requests.output() && !self.strict {
+            // Nothing will follow, and usually nothing does. The data sheet's chip may still have a masked request of the
+            // slave to withdraw.
             return;
         }
         let mut later = *self;

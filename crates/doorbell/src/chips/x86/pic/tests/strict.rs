@@ -62,3 +62,15 @@ fn strict_a_poll_leaves_its_pin_in_service() {
     machine.end(0x23);
     assert_eq!(machine.pic.state(0).isr, 0);
 }
+
+#[test]
+fn strict_a_masked_request_of_the_slave_is_withdrawn_with_its_cause_too() {
+    let machine = strict();
+    machine.out(&[(0x21, 0x04)]);
+    machine.line(9, true);
+    assert_eq!(machine.load(0x20), 0x04);
+    machine.out(&[(0xa0, 0x0b)]);
+    machine.change(1, |slave| slave.isr = 0x08);
+    machine.out(&[(0xa0, 0x11)]);
+    assert_eq!(machine.load(0x20), 0, "ICW1 forgot the slave's edge");
+}
