@@ -95,7 +95,7 @@ impl Machine {
         // More than there can be: one that comes again and again must not go on for ever.
         while taken.len() < 64 {
             let intid = self.cpus[cpu].acknowledge(Group::One);
-            if intid >= 1020 && intid < 8192 {
+            if (1020..8192).contains(&intid) {
                 break;
             }
             taken.push(intid);
@@ -134,7 +134,7 @@ fn busy() -> Machine {
         let redistributor = machine.gic.redistributor(VcpuId(vcpu)).unwrap();
         redistributor.write(0x0014, 4, 0);
         redistributor.write(0x0070, 8, CONFIGURATION | 15);
-        redistributor.write(0x0078, 8, RAM + 0x1_0000 * u64::from(vcpu + 1) | 1 << 62);
+        redistributor.write(0x0078, 8, (RAM + 0x1_0000 * u64::from(vcpu + 1)) | (1 << 62));
         redistributor.write(0x0000, 4, 1);
         cpu.write(IccRegister::Pmr, 0xff);
         cpu.write(IccRegister::Igrpen1, 1);
