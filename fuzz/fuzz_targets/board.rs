@@ -160,7 +160,7 @@ impl Machine {
             _ => {
                 self.clock.advance(program.quad()? % (1 << 40));
                 let register = u64::from(program.half()?) % 0x1000;
-                self.serial.iter().for_each(|device| drop(device.read(register, bytes)));
+                self.serial.iter().for_each(|device| _ = device.read(register, bytes));
             }
         }
         Some(())

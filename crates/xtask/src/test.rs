@@ -28,7 +28,7 @@ const QEMU_PROGRAMS: u32 = 100;
 const QEMU: [(&str, &str, &str); 2] =
     [("q35", "qemu-system-x86_64", "qemu-system-x86"), ("virt", "qemu-system-aarch64", "qemu-system-arm")];
 /// How many random programs of calls are compared with a kernel for Arm, which QEMU runs: about a minute.
-const ARM_PROGRAMS: u32 = 150;
+const ARM_PROGRAMS: u32 = 100;
 /// What that takes: programs, and Debian's packages that have them.
 const ARM_TOOLS: [(&str, &[&str]); 2] = [
     ("qemu-system-aarch64", &["qemu-system-arm"]),

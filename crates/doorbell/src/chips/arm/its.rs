@@ -108,7 +108,7 @@ impl Default for ItsOptions {
 /// its.write(offset::CBASER, 8, 1 << 63 | 0x4000_0000);
 /// its.write(offset::CTLR, 4, 1);
 /// // MAPC collection 0 to vCPU 0; MAPD device 8, 5 bits of events.
-/// for (at, word) in [0x09, 0, 1 << 63, 0, 0x08 | 8 << 32, 4, 1 << 63 | 0x4003_0000, 0].into_iter().enumerate() {
+/// for (at, word) in [0x09u64, 0, 1 << 63, 0, 0x08 | 8 << 32, 4, 1 << 63 | 0x4003_0000, 0].into_iter().enumerate() {
 ///     ram.write_le(0x4000_0000 + 8 * at as u64, word)?;
 /// }
 /// its.write(offset::CWRITER, 8, 0x40);
