@@ -18,7 +18,9 @@ fn programs_find_no_difference_and_reach_every_kind_of_call() {
     let Some(report) = report(&["--seed", "7", "--programs", "40"], 0) else { return };
     assert_eq!((&report["passed"], &report["failed"]), (&40.into(), &0.into()));
     let answers = report["answers"].as_object().unwrap();
-    for call in ["set gic DIST_REGS", "set its0 ITS_REGS", "ITS commands", "KVM_SIGNAL_MSI", "guest acknowledges, group 1"] {
+    for call in
+        ["set gic DIST_REGS", "set its0 ITS_REGS", "ITS commands", "KVM_SIGNAL_MSI", "guest acknowledges, group 1"]
+    {
         assert!(answers.contains_key(call), "{call}: {answers:?}");
     }
     let reached: Vec<_> = report["reached"].as_array().unwrap().iter().map(|row| row.as_str().unwrap()).collect();

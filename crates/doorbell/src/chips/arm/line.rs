@@ -149,7 +149,5 @@ fn answer(level: bool, was: IrqState) -> Delivery {
     if level && was.pending() { Delivery::Coalesced } else { Delivery::Delivered(1) }
 }
 
-#[cfg(all(test, loom))]
-mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;
