@@ -32,8 +32,8 @@ fn programs_find_no_difference_and_reach_every_step() {
 
 #[test]
 fn programs_on_arm_find_no_difference_and_reach_every_step() {
-    let Some(report) = report(&["--machine", "virt", "--seed", "8", "--programs", "60"], 0) else { return };
-    assert_eq!((&report["passed"], &report["failed"]), (&60.into(), &0.into()));
+    let Some(report) = report(&["--machine", "virt", "--seed", "8", "--programs", "120"], 0) else { return };
+    assert_eq!((&report["passed"], &report["failed"]), (&120.into(), &0.into()));
     let steps = report["steps"].as_object().unwrap();
     assert!(steps.len() >= 28, "{steps:?}");
     assert!(report["reached"].as_array().unwrap().len() >= 40, "{}", report["not_reached"]);
